@@ -1,0 +1,75 @@
+"""
+mlserve turns a model class into a production FastAPI application.
+
+Write a `ModelHandler`, hand it to a `ModelServer`, and `build()` gives the application.
+"""
+
+from mlserve.engine import Statistics
+from mlserve.errors import (
+    AbandonedError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    CapacityError,
+    ConfigurationError,
+    DeadlineExceededError,
+    DrainingError,
+    InvalidInputError,
+    InvalidJSONError,
+    InvalidTimeoutError,
+    MLServeError,
+    ModelError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ModelOutputError,
+    QueueFullError,
+    RequestError,
+    SchemaViolationError,
+    UnsupportedMediaTypeError,
+)
+from mlserve.functions import handler
+from mlserve.handler import Call, Context, ModelHandler
+from mlserve.model import Model
+from mlserve.payloads import Binary, Upload
+from mlserve.server import ModelServer
+from mlserve.settings import Batching, Cors, Limits, Replicas, Restart, ServerSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbandonedError",
+    "Batching",
+    "Binary",
+    "BodyTimeoutError",
+    "BodyTooLargeError",
+    "Call",
+    "CapacityError",
+    "ConfigurationError",
+    "Context",
+    "Cors",
+    "DeadlineExceededError",
+    "DrainingError",
+    "InvalidInputError",
+    "InvalidJSONError",
+    "InvalidTimeoutError",
+    "Limits",
+    "MLServeError",
+    "Model",
+    "ModelError",
+    "ModelFailedError",
+    "ModelHandler",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "ModelOutputError",
+    "ModelServer",
+    "QueueFullError",
+    "Replicas",
+    "RequestError",
+    "Restart",
+    "SchemaViolationError",
+    "ServerSettings",
+    "Statistics",
+    "UnsupportedMediaTypeError",
+    "Upload",
+    "handler",
+]

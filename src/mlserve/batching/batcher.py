@@ -1,0 +1,161 @@
+"""
+Brings waiting requests and free replicas together. Lives on the event loop; nothing polls.
+
+It acts when a request is queued, a replica gets free or a wait is over, and asks the pure parts
+what to do: `queue` which requests, `policy` whether now.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from mlserve.batching.cost_model import CostModel
+from mlserve.batching.policy import ArrivalRate, Rule, Situation, hold_s, wait_for_arrivals
+from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
+from mlserve.errors import DeadlineExceededError
+from mlserve.job import Job
+from mlserve.settings import Batching
+
+__all__ = ["BatchRunner", "Batcher", "Pool"]
+
+logger = logging.getLogger(__name__)
+
+
+class BatchRunner(Protocol):
+    """A replica as the batcher sees it."""
+
+    def run(self, batch: list[Job], done: Callable[[float], None]) -> None:
+        """Run a batch; call `done` on the event loop with the seconds that `infer` took."""
+
+
+class Pool(Protocol):
+    """The replicas as the batcher sees them."""
+
+    def idle(self) -> BatchRunner | None:
+        """Give a replica that can run a batch now."""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether any replica runs a batch."""
+
+
+class Batcher:
+    """
+    The queue of one model and what empties it.
+
+    Args:
+        batching: The model's options.
+        pool: Where batches run; may be exchanged with `use`.
+        queue: The waiting requests.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        batching: Batching,
+        pool: Pool,
+        queue: RequestQueue[Job],
+        clock: Callable[[], float],
+    ) -> None:
+        self.cost_model = CostModel()
+        self.n_batched = 0
+        """How many requests were in the batches that ran."""
+        self._batching = batching
+        self._pool = pool
+        self._queue = queue
+        self._clock = clock
+        self._arrivals = ArrivalRate(8 * batching.max_wait_s)
+        self._rules: list[Rule] = []
+        if batching.max_wait_s > 0:
+            self._rules.append(wait_for_arrivals(batching.max_wait_s))
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+
+    def use(self, pool: Pool) -> None:
+        """Send what comes next to other replicas."""
+        self._pool = pool
+        self.wake()
+
+    def submit(self, job: Job) -> None:
+        """Queue a preprocessed job; its place was reserved before."""
+        now = self._clock()
+        in_company = len(self._queue) > 0 or self._pool.is_working
+        self._arrivals.observe(now, in_company=in_company)
+        job.enqueued_at = now
+        job.stage = "queue"
+        self._queue.put(job)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look for work once the event loop has seen what else has just arrived."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def close(self) -> None:
+        """Stop looking for work."""
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._soon = None
+
+    def _dispatch(self) -> None:
+        self._soon = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while len(self._queue) > 0 and (runner := self._pool.idle()) is not None:
+            now = self._clock()
+            limits = self._limits()
+            if self._rules and (wait_s := self._wait_s(limits, now)) > 0:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(wait_s, self._dispatch)
+                return
+            plan = self._queue.take(limits, now)
+            self._answer_dead(plan)
+            if plan.batch:
+                self._start(runner, plan.batch, now)
+
+    def _limits(self) -> BatchLimits:
+        options = self._batching
+        max_size = options.max_size
+        if options.target_latency_s is not None:
+            max_size = self.cost_model.largest_within(options.target_latency_s, max_size)
+        return BatchLimits(max_size=max_size, max_cost=options.max_cost, padded=options.padded)
+
+    def _wait_s(self, limits: BatchLimits, now: float) -> float:
+        plan = self._queue.plan(limits, now)
+        if not plan.batch:
+            return 0.0
+        fixed_s, each_s = self.cost_model.line
+        situation = Situation(
+            now=now,
+            n_waiting=len(plan.batch),
+            is_full=plan.is_full,
+            oldest_at=plan.oldest_at,
+            arrivals_per_s=self._arrivals.per_second(now),
+            fixed_cost_s=fixed_s,
+            cost_each_s=each_s,
+        )
+        return hold_s(situation, self._rules)
+
+    def _answer_dead(self, plan: Plan[Job]) -> None:
+        for job in plan.dead:
+            job.call.cancel()
+            job.fail(DeadlineExceededError("queue", job.timeout_s))
+
+    def _start(self, runner: BatchRunner, batch: list[Job], now: float) -> None:
+        for job in batch:
+            job.stage = "infer"
+            job.times.queue_s = now - job.enqueued_at
+            job.times.batch_size = len(batch)
+
+        def done(infer_s: float) -> None:
+            self._dispatch()
+            self.cost_model.observe(len(batch), infer_s)
+            self.n_batched += len(batch)
+
+        runner.run(batch, done)
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self._queue!r}>"

@@ -1,0 +1,62 @@
+"""Finding what a command is to work on: `module:attr`."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from mlserve.errors import ConfigurationError
+from mlserve.registry import Registry
+from mlserve.server import ModelServer
+
+__all__ = ["Found", "load_target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `module:attr` names."""
+
+    app: Any
+    """The application."""
+    server: ModelServer | None
+    """The server, if it names one."""
+
+    @property
+    def registry(self) -> Registry | None:
+        """The models, where they are known."""
+        return self.server.registry if self.server is not None else None
+
+
+def load_target(target: str) -> Found:
+    """
+    Import what `module:attr` names; the working directory is searched first.
+
+    Raises:
+        ConfigurationError: If it cannot be found or is neither a `ModelServer` nor an application.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(
+            f"Name a module and an attribute, as reviews:server, not {target!r}."
+        )
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"There is no module {exc.name!r} in {directory}.") from exc
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{module_name!r} has no attribute {attribute!r}.")
+        found = getattr(found, part)
+    if isinstance(found, ModelServer):
+        return Found(found.build(), found)
+    if isinstance(found, FastAPI):
+        return Found(found, getattr(found.state, "mlserve_server", None))
+    raise ConfigurationError(
+        f"{target!r} is {type(found).__name__!r}: it must be a ModelServer or a FastAPI app."
+    )

@@ -1,0 +1,143 @@
+"""
+From what a handler returns to what its response type declares, and on to JSON bytes.
+
+numpy and torch values are recognised by what they can do (`tolist`), so neither is imported.
+Pure: no clock, no thread; called in whichever thread holds the output.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from mlserve.errors import ConfigurationError, ModelOutputError
+from mlserve.payloads import Binary
+
+__all__ = ["OutputType", "to_plain"]
+
+_NON_FINITE_MARKS = (b"null", b"NaN", b"Infinity")
+_ATOMS = (str, int, float, bool, bytes, type(None), BaseModel)
+
+
+def to_plain(value: Any) -> Any:
+    """
+    Replace numpy and torch values by Python ones, at any depth of dicts, lists and tuples.
+
+    Example:
+        >>> to_plain({"scores": (1, 2)})
+        {'scores': [1, 2]}
+    """
+    if type(value) in _ATOMS:
+        return value
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return [to_plain(item) for item in value]
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        return value.tolist()
+    return value
+
+
+class OutputType:
+    """
+    A declared response or chunk type: takes outputs in, gives JSON bytes out.
+
+    Args:
+        declared: The type argument of the handler.
+        role: What it is, for messages: `response` or `chunk`.
+
+    Raises:
+        ConfigurationError: If pydantic cannot validate the type.
+    """
+
+    def __init__(self, declared: Any, role: str) -> None:
+        self.declared = declared
+        self.role = role
+        self.is_binary = declared is Binary
+        self._instance_of = declared if _is_model_class(declared) else None
+        self._adapter = adapter_of(declared, role)
+
+    @property
+    def name(self) -> str:
+        """The type's name, for messages."""
+        return getattr(self.declared, "__name__", None) or str(self.declared)
+
+    def accept(self, output: Any) -> Any:
+        """
+        Validate an output and drop what is not declared.
+
+        Raises:
+            ModelOutputError: If it does not fit; the message names fields, never values.
+        """
+        if self._instance_of is not None and isinstance(output, self._instance_of):
+            return output
+        try:
+            return self._adapter.validate_python(to_plain(output), from_attributes=True)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the value itself"
+            raise ModelOutputError(
+                f"The handler's output does not fit its {self.role} type `{self.name}`"
+                f" (at {where}: {first['msg']}). Return what the type declares."
+            ) from exc
+
+    def encode(self, value: Any) -> bytes:
+        """
+        Write an accepted value as JSON, UTF-8.
+
+        Raises:
+            ModelOutputError: If it holds NaN or infinity, or cannot be written as JSON.
+        """
+        try:
+            encoded = self._adapter.dump_json(value, by_alias=True, warnings="error")
+        except (PydanticSerializationError, ValueError, TypeError, RecursionError) as exc:
+            raise ModelOutputError(
+                f"The handler's output cannot be written as JSON of its {self.role} type"
+                f" `{self.name}`."
+            ) from exc
+        # pydantic writes non-finite numbers as null: only then is a closer look needed.
+        if any(mark in encoded for mark in _NON_FINITE_MARKS) and _has_non_finite(value):
+            raise ModelOutputError(
+                "The handler's output holds NaN or infinity, which JSON cannot carry."
+                " Replace them in `postprocess`."
+            )
+        return encoded
+
+
+def adapter_of(declared: Any, role: str) -> TypeAdapter[Any]:
+    """
+    Build pydantic's adapter of a declared type.
+
+    Raises:
+        ConfigurationError: If pydantic cannot; the message says which types work.
+    """
+    try:
+        return TypeAdapter(declared)
+    except (PydanticUserError, NameError, TypeError) as exc:
+        raise ConfigurationError(
+            f"The {role} type {declared!r} cannot be validated: {exc}. Use a pydantic model, a"
+            " dataclass, a `typing_extensions.TypedDict` or a plain JSON type."
+        ) from exc
+
+
+def _is_model_class(declared: Any) -> bool:
+    return isinstance(declared, type) and (
+        issubclass(declared, BaseModel | Binary) or is_dataclass(declared)
+    )
+
+
+def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, BaseModel):
+        return any(_has_non_finite(item) for _, item in value)
+    if isinstance(value, Mapping):
+        return any(_has_non_finite(item) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_has_non_finite(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_has_non_finite(getattr(value, field.name)) for field in fields(value))
+    return False

@@ -1,0 +1,303 @@
+"""
+Every error that mlserve raises: one tree, one HTTP status and one stable code per class.
+
+    MLServeError
+    ├── RequestError                    the client should fix the request
+    │   ├── InvalidJSONError            400 invalid_json
+    │   ├── InvalidTimeoutError         400 invalid_timeout
+    │   ├── SchemaViolationError        422 validation_error
+    │   ├── InvalidInputError           422 invalid_input
+    │   ├── ModelNotFoundError          404 model_not_found
+    │   ├── UnsupportedMediaTypeError   415 unsupported_media_type
+    │   ├── BodyTooLargeError           413 body_too_large
+    │   ├── BodyTimeoutError            408 request_timeout
+    │   └── AbandonedError              499 client_closed_request (only ever logged)
+    ├── CapacityError                   the client should try again later
+    │   ├── QueueFullError              503 queue_full
+    │   ├── ModelNotReadyError          503 model_not_ready
+    │   ├── DrainingError               503 draining
+    │   ├── ModelFailedError            503 model_failed
+    │   └── DeadlineExceededError       504 deadline_exceeded
+    ├── ModelError                      500 model_error: the handler broke
+    │   └── ModelOutputError            500 model_error: the handler's output cannot be used
+    └── ConfigurationError              the developer should fix the code
+
+This module imports nothing. `mlserve.http.errors` is the only place that makes responses of these.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "AbandonedError",
+    "BodyTimeoutError",
+    "BodyTooLargeError",
+    "CapacityError",
+    "ConfigurationError",
+    "DeadlineExceededError",
+    "DrainingError",
+    "InvalidInputError",
+    "InvalidJSONError",
+    "InvalidTimeoutError",
+    "MLServeError",
+    "ModelError",
+    "ModelFailedError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "ModelOutputError",
+    "QueueFullError",
+    "RequestError",
+    "SchemaViolationError",
+    "UnsupportedMediaTypeError",
+]
+
+
+class MLServeError(Exception):
+    """
+    Base of every error that mlserve raises.
+
+    `str(error)` is meant for the reader that the class names (client or developer) and never
+    holds paths, tracebacks or request contents.
+    """
+
+    status: ClassVar[int] = 500
+    """The HTTP status that `mlserve.http.errors` answers with."""
+    code: ClassVar[str] = "internal_error"
+    """The stable, machine-readable name of the situation."""
+    kind: ClassVar[str] = "ServerError"
+    """What stands as `type` in the error body."""
+    retry_after_s: float | None = None
+    """After how many seconds another try makes sense; `None` when the error says nothing of it."""
+    param: str | None = None
+    """The request's field that is at fault, where one is known."""
+
+
+class RequestError(MLServeError):
+    """The request is wrong: the same request will fail again."""
+
+    status = 400
+    code = "invalid_request"
+    kind = "RequestError"
+
+
+class InvalidJSONError(RequestError):
+    """The body is not JSON as RFC 8259 has it: malformed, not UTF-8, too deep, or with NaN."""
+
+    code = "invalid_json"
+
+
+class InvalidTimeoutError(RequestError):
+    """The header `X-Request-Timeout` is not a positive finite number of seconds."""
+
+    code = "invalid_timeout"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The header `X-Request-Timeout` must be a positive, finite number of seconds,"
+            " for example `2.5`."
+        )
+        self.param = "X-Request-Timeout"
+
+
+class SchemaViolationError(RequestError):
+    """
+    The body is JSON, but not what the model's request schema asks for.
+
+    Args:
+        details: At most ten entries of `type`, `loc` and `msg`, without the input's values.
+        n_errors: How many violations there were in all.
+    """
+
+    status = 422
+    code = "validation_error"
+
+    def __init__(self, details: list[dict[str, object]], n_errors: int) -> None:
+        where = _field_of(details)
+        what = f" First at `{where}`: {details[0]['msg']}." if where else ""
+        count = "1 field does" if n_errors == 1 else f"{n_errors} fields do"
+        super().__init__(f"{count} not fit the schema.{what} See `detail` for each.")
+        self.details = details
+        self.n_errors = n_errors
+        self.param = where or None
+
+
+def _field_of(details: list[dict[str, object]]) -> str:
+    """Give the dotted name of the first field that is wrong, without where it was sent."""
+    location = details[0].get("loc") if details else None
+    if not isinstance(location, list):
+        return ""
+    parts = location[1:] if location[:1] in (["body"], ["query"]) else location
+    return ".".join(str(part) for part in parts)
+
+
+class InvalidInputError(RequestError):
+    """
+    Raised by handlers: the input is well-formed, but the model cannot take it.
+
+    Its message is the only text of a handler that reaches the client.
+
+    Args:
+        message: What is wrong and what to send instead.
+        param: The request's field that is at fault.
+
+    Example:
+        >>> raise InvalidInputError("`text` is longer than 512 tokens.", param="text")
+        Traceback (most recent call last):
+        ...
+        mlserve.errors.InvalidInputError: `text` is longer than 512 tokens.
+    """
+
+    status = 422
+    code = "invalid_input"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ModelNotFoundError(RequestError):
+    """No model of this name, or not in this version."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, name: str, version: str | None = None) -> None:
+        which = f"version `{version}` of model `{name}`" if version else f"model `{name}`"
+        super().__init__(f"There is no {which}. `GET /v1/models` lists the models.")
+        self.name = name
+        self.version = version
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body's `Content-Type` or `Content-Encoding` is not one that the route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the route takes."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than {limit_bytes} bytes. Send less at once.")
+        self.limit_bytes = limit_bytes
+
+
+class BodyTimeoutError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"The body did not arrive within {timeout_s:g} s.")
+        self.timeout_s = timeout_s
+
+
+class AbandonedError(RequestError):
+    """The client left before its answer was there; only logs ever show it."""
+
+    status = 499
+    code = "client_closed_request"
+
+    def __init__(self) -> None:
+        super().__init__("The client left before the answer was there.")
+
+
+class CapacityError(MLServeError):
+    """The server cannot take the request now: the same request may succeed later."""
+
+    status = 503
+    code = "unavailable"
+    kind = "CapacityError"
+    retry_after_s = 1.0
+
+
+class QueueFullError(CapacityError):
+    """As many requests are waiting as the queue takes."""
+
+    code = "queue_full"
+
+    def __init__(self, model: str, limit: int) -> None:
+        super().__init__(
+            f"The queue of model `{model}` is full ({limit} requests are waiting)."
+            " Send the request again later, or raise `max_queue_size`."
+        )
+        self.model = model
+        self.limit = limit
+
+
+class ModelNotReadyError(CapacityError):
+    """The model is still being loaded or warmed up."""
+
+    code = "model_not_ready"
+
+    def __init__(self, model: str, state: str) -> None:
+        super().__init__(f"Model `{model}` is not ready ({state}). `GET /ready` shows progress.")
+        self.model = model
+        self.state = state
+
+
+class DrainingError(CapacityError):
+    """The server is shutting down and takes no new work."""
+
+    code = "draining"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model `{model}` is shutting down. Send the request to another server.")
+        self.model = model
+
+
+class ModelFailedError(CapacityError):
+    """The model could not be loaded, or broke down and is being restarted."""
+
+    code = "model_failed"
+    retry_after_s = 5.0
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"Model `{model}` is out of order: {reason}.")
+        self.model = model
+        self.reason = reason
+
+
+class DeadlineExceededError(CapacityError):
+    """
+    The request's time ran out.
+
+    Args:
+        stage: Where it was then: `queue`, `preprocess`, `infer`, `postprocess` or `stream`.
+        timeout_s: The time that it had, in seconds.
+    """
+
+    status = 504
+    code = "deadline_exceeded"
+    retry_after_s = None
+
+    def __init__(self, stage: str, timeout_s: float) -> None:
+        super().__init__(f"The request did not finish within {timeout_s:g} s (stage: {stage}).")
+        self.stage = stage
+        self.timeout_s = timeout_s
+
+
+class ModelError(MLServeError):
+    """The handler raised: its exception is in the log, never in the answer."""
+
+    status = 500
+    code = "model_error"
+    kind = "ModelError"
+
+    def __init__(self, message: str = "The model failed on this request.") -> None:
+        super().__init__(message)
+
+
+class ModelOutputError(ModelError):
+    """The handler returned something that cannot be used; the message says what to return."""
+
+
+class ConfigurationError(MLServeError, ValueError):
+    """The server was put together wrongly; raised while it is built, never while it serves."""
+
+    code = "configuration_error"
+    kind = "ConfigurationError"

@@ -1,0 +1,240 @@
+"""
+The stages of a request: prepare, infer, finish; and those of a replica: load and warm-up.
+
+Whatever a hook raises ends here: it becomes the error of the requests that it belongs to.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mlserve.batching.queue import BatchLimits, RequestQueue
+from mlserve.contract import Contract
+from mlserve.errors import InvalidInputError, MLServeError, ModelError, ModelOutputError
+from mlserve.execution.stages import Stage, Step
+from mlserve.handler import Call
+from mlserve.job import Job
+from mlserve.settings import Batching
+
+__all__ = ["Outcome", "Pipeline", "as_model_error"]
+
+logger = logging.getLogger(__name__)
+
+Outcome = Any
+"""An output of `infer`, or the `MLServeError` that stands in its place."""
+
+_NOT_A_BATCH = (str, bytes, dict, set, frozenset)
+
+
+class Pipeline:
+    """
+    Calls the hooks of one handler class in order; holds no state of a request or replica.
+
+    Args:
+        contract: The handler class.
+        name: The model's name, for messages and logs.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self, contract: Contract, name: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.contract = contract
+        self.name = name
+        self.clock = clock
+        hooks = contract.hooks
+        self._prepare_hooks = [hooks["preprocess"], hooks["cost"], hooks["batch_key"]]
+
+    @property
+    def prepares_in_thread(self) -> bool:
+        """Whether every hook before the queue is sync, and there is one."""
+        written = [hook for hook in self._prepare_hooks if hook.overridden]
+        return bool(written) and all(hook.needs_thread for hook in written)
+
+    @property
+    def prepares_nothing(self) -> bool:
+        """Whether there is no hook before the queue."""
+        return not any(hook.overridden for hook in self._prepare_hooks)
+
+    def prepare(self, job: Job) -> Stage[None]:
+        """
+        Turn the job's request into an input, and find its cost and key.
+
+        Raises:
+            MLServeError: If a hook raised; already logged where it is not the request's fault.
+        """
+        started = self.clock()
+        preprocess, cost, batch_key = self._prepare_hooks
+        try:
+            if preprocess.overridden:
+                job.payload = yield _step(preprocess, job)
+            if cost.overridden:
+                job.cost = _checked_cost((yield _step(cost, job)))
+            if batch_key.overridden:
+                job.key = _checked_key((yield _step(batch_key, job)))
+        except InvalidInputError:
+            raise
+        except ValueError as exc:
+            if isinstance(exc, MLServeError):
+                raise
+            logger.info("preprocess.refused", extra=_about(self.name, job), exc_info=True)
+            raise InvalidInputError("The model cannot take this input.") from exc
+        except Exception as exc:
+            raise as_model_error(exc, "preprocess", self.name, job) from exc
+        finally:
+            job.times.preprocess_s = self.clock() - started
+
+    def infer(self, jobs: list[Job]) -> Stage[list[Outcome]]:
+        """
+        Run the model on a batch and give one outcome per job.
+
+        When `infer` raises, the batch is split in halves until the guilty request stands alone,
+        unless the handler is not idempotent.
+        """
+        try:
+            outputs = yield self._infer_step(jobs)
+            outcomes = self._one_per_job(outputs, len(jobs))
+        except ModelOutputError as exc:
+            logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
+            return [exc] * len(jobs)
+        except Exception as exc:
+            if len(jobs) > 1 and self.contract.handler_class.idempotent:
+                middle = len(jobs) // 2
+                first = yield from self.infer(jobs[:middle])
+                return first + (yield from self.infer(jobs[middle:]))
+            return [as_model_error(exc, "infer", self.name, jobs[0])] * len(jobs)
+        return [
+            as_model_error(outcome, "infer", self.name, job)
+            if isinstance(outcome, BaseException)
+            else outcome
+            for job, outcome in zip(jobs, outcomes, strict=True)
+        ]
+
+    def finish(self, job: Job, output: Any) -> Stage[Any]:
+        """
+        Turn an output into a validated response.
+
+        Raises:
+            MLServeError: If `postprocess` raised or its result does not fit the response type.
+        """
+        started = self.clock()
+        postprocess = self.contract.hooks["postprocess"]
+        try:
+            if postprocess.overridden:
+                arguments = (output, job.call) if postprocess.wants_call else (output,)
+                output = yield Step(postprocess, arguments)
+            return self.contract.response.accept(output)
+        except ModelOutputError as exc:
+            logger.error("output.refused: %s", exc, extra=_about(self.name, job))
+            raise
+        except Exception as exc:
+            raise as_model_error(exc, "postprocess", self.name, job) from exc
+        finally:
+            job.times.postprocess_s = self.clock() - started
+
+    def load(self) -> Stage[None]:
+        """Call `load`; what it raises passes through."""
+        yield Step(self.contract.hooks["load"])
+
+    def warm_up(self, batching: Batching) -> Stage[int]:
+        """Warm the model up and say with how many examples; what a hook raises passes through."""
+        hooks = self.contract.hooks
+        if hooks["warmup"].overridden:
+            yield Step(hooks["warmup"])
+            return 1
+        examples = list((yield Step(hooks["examples"])))
+        if not examples:
+            return 0
+        if self.contract.can_infer:
+            for size in sorted({1, batching.max_size}):
+                yield from self._warm_batch(examples, size, batching)
+        if self.contract.can_stream:
+            job = _example_job(examples[0])
+            yield from self.prepare(job)
+            chunk = yield _step(hooks["stream"], job)
+            self.contract.chunk.accept(chunk)
+        return len(examples)
+
+    def _warm_batch(self, examples: list[Any], size: int, batching: Batching) -> Stage[None]:
+        queue: RequestQueue[Job] = RequestQueue(capacity=size)
+        for number in range(size):
+            job = _example_job(examples[number % len(examples)])
+            yield from self.prepare(job)
+            job.enqueued_at = self.clock()
+            queue.reserve()
+            queue.put(job)
+        limits = BatchLimits(max_size=size, max_cost=batching.max_cost, padded=batching.padded)
+        batch = queue.take(limits, self.clock()).batch
+        for job, outcome in zip(batch, (yield from self.infer(batch)), strict=True):
+            if isinstance(outcome, MLServeError):
+                raise outcome
+            yield from self.finish(job, outcome)
+
+    def _infer_step(self, jobs: list[Job]) -> Step:
+        hook = self.contract.hooks["infer"]
+        inputs = [job.payload for job in jobs]
+        return Step(hook, (inputs, [job.call for job in jobs]) if hook.wants_call else (inputs,))
+
+    def _one_per_job(self, outputs: Any, n: int) -> list[Any]:
+        """Split what `infer` returned into one output per input."""
+        kind = type(outputs).__name__
+        if isinstance(outputs, _NOT_A_BATCH) or not hasattr(outputs, "__len__"):
+            raise ModelOutputError(
+                f"`infer` of model `{self.name}` returned a value of type `{kind}`. Return a"
+                " list, array or tensor with one output per input, in order."
+            )
+        try:
+            n_outputs = len(outputs)
+        except TypeError:  # an array of no dimension
+            n_outputs = 0
+        if n_outputs != n:
+            raise ModelOutputError(
+                f"`infer` of model `{self.name}` returned {n_outputs} outputs for {n} inputs."
+                " Return exactly one per input, in order."
+            )
+        if not self.contract.hooks["postprocess"].overridden and hasattr(outputs, "tolist"):
+            return outputs.tolist()  # type: ignore[no-any-return]  # one copy for the whole batch
+        return list(outputs)
+
+
+def as_model_error(
+    error: BaseException, hook: str, name: str, job: Job | None = None
+) -> MLServeError:
+    """Give the error that a client may see, and log the one that it may not."""
+    if isinstance(error, MLServeError):
+        return error
+    logger.error("hook.%s.failed", hook, exc_info=error, extra=_about(name, job))
+    return ModelError()
+
+
+def _step(hook: Any, job: Job) -> Step:
+    return Step(hook, (job.payload, job.call) if hook.wants_call else (job.payload,))
+
+
+def _about(name: str, job: Job | None) -> dict[str, Any]:
+    return {"model": name, "request_id": job.call.request_id if job is not None else None}
+
+
+def _checked_cost(cost: Any) -> int:
+    if isinstance(cost, bool) or not hasattr(cost, "__index__") or cost.__index__() < 0:
+        raise ModelOutputError(
+            f"`cost` must return a whole number that is not negative, it returned a value of type"
+            f" `{type(cost).__name__}`."
+        )
+    return int(cost.__index__())
+
+
+def _checked_key(key: Any) -> Any:
+    try:
+        hash(key)
+    except TypeError:
+        raise ModelOutputError(
+            f"`batch_key` must return something hashable, it returned a value of type"
+            f" `{type(key).__name__}`."
+        ) from None
+    return key
+
+
+def _example_job(example: Any) -> Job:
+    return Job(example, Call("warm-up", timeout_s=3600.0), timeout_s=3600.0)

@@ -1,0 +1,189 @@
+"""
+The replicas of one model: which one is free, which streams wait, who is healthy.
+
+Lives on the event loop.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mlserve.execution.thread import Prepared, ThreadReplica
+from mlserve.execution.worker import TaskSet
+from mlserve.job import Job
+from mlserve.settings import Batching, Replicas
+from mlserve.streaming import Channel
+
+__all__ = ["ReplicaPool"]
+
+logger = logging.getLogger(__name__)
+
+
+class ReplicaPool:
+    """
+    All replicas of one model.
+
+    Args:
+        make: Makes the replica of a number, on its device; called again to replace it.
+        options: How many there are and how they are restarted.
+        batching: For warm-up.
+        on_change: Called when a replica gets free, is lost or comes back.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], ThreadReplica],
+        options: Replicas,
+        batching: Batching,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._make = make
+        self._options = options
+        self._batching = batching
+        self._on_change = on_change
+        self._replicas: list[ThreadReplica] = []
+        # Those that serve; a replica that loads, ails or is closed is not among them.
+        self._serving: list[ThreadReplica] = []
+        self._waiting_prepares: deque[tuple[Job, Prepared]] = deque()
+        self._waiting_streams: deque[tuple[Job, Channel[Any], Callable[[], None]]] = deque()
+        self._tasks = TaskSet()
+        self.reason: str | None = None
+        """Why the last replica was lost, for `/ready`; never an exception's text."""
+
+    async def start(self, on_warming: Callable[[], None]) -> int:
+        """
+        Load and warm up all replicas at once.
+
+        Returns:
+            With how many examples each was warmed up.
+
+        Raises:
+            Exception: What the first failing replica raised.
+        """
+        self._replicas = [self._make(number) for number in range(self._options.count)]
+        starts = (replica.start(self._batching, on_warming) for replica in self._replicas)
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        self._serving = list(self._replicas)
+        return max(int(result) for result in results if not isinstance(result, BaseException))
+
+    @property
+    def n_serving(self) -> int:
+        """How many replicas take work."""
+        return len(self._serving)
+
+    @property
+    def n_waiting_streams(self) -> int:
+        """How many streams wait for their turn."""
+        return len(self._waiting_streams)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether any replica runs a batch."""
+        return any(replica.is_busy for replica in self._serving)
+
+    def idle(self) -> ThreadReplica | None:
+        """Give a replica that can run a batch now."""
+        for replica in self._serving:
+            if not replica.is_busy:
+                return replica
+        return None
+
+    def prepare(self, job: Job, then: Prepared) -> None:
+        """Preprocess a job on the replica that has the least to do beside `infer`."""
+        if not self._serving:
+            self._waiting_prepares.append((job, then))
+            return
+        min(self._serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
+
+    def open_stream(self, job: Job, channel: Channel[Any], left: Callable[[], None]) -> None:
+        """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
+        self._waiting_streams.append((job, channel, left))
+        self._start_streams()
+
+    def forget_stream(self, job: Job) -> None:
+        """Drop a stream that still waits; its place is free at once."""
+        for waiting in self._waiting_streams:
+            if waiting[0] is job:
+                self._waiting_streams.remove(waiting)
+                waiting[2]()
+                return
+
+    def watch_health(self, period_s: float) -> None:
+        """Begin to call `health` of each replica every `period_s` seconds."""
+        for number in range(len(self._replicas)):
+            self._tasks.spawn(self._keep_healthy(number, period_s))
+
+    async def wait_idle(self) -> None:
+        """Wait until no hook of any request runs."""
+        for replica in self._replicas:
+            await replica.wait_idle()
+
+    async def close(self) -> None:
+        """Wait for what runs and unload every replica."""
+        await self._tasks.close()
+        self._serving = []
+        await asyncio.gather(*(replica.close() for replica in self._replicas))
+        self._replicas = []
+
+    def _resume(self) -> None:
+        while self._waiting_prepares:
+            job, then = self._waiting_prepares.popleft()
+            self.prepare(job, then)
+        self._start_streams()
+
+    def _start_streams(self) -> None:
+        while self._waiting_streams:
+            free = [r for r in self._serving if r.n_streams < self._options.max_streams]
+            if not free:
+                return
+            job, channel, left = self._waiting_streams.popleft()
+            left()
+            job.stage = "stream"
+            replica = min(free, key=lambda candidate: candidate.n_streams)
+            replica.open_stream(job, channel, self._start_streams)
+
+    async def _keep_healthy(self, number: int, period_s: float) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            replica = self._replicas[number]
+            try:
+                await replica.check_health()
+            except Exception:
+                logger.exception("replica.health.failed", extra={"model": replica.context.name})
+                await self._replace(number, replica)
+
+    async def _replace(self, number: int, ailing: ThreadReplica) -> None:
+        """Drain and unload a replica, and bring up another one in its place."""
+        self.reason = f"replica {number} is unhealthy and being restarted"
+        self._serving.remove(ailing)
+        self._on_change()
+        await ailing.close()
+        wait_s = self._options.restart.backoff_s
+        for attempt in range(1, self._options.restart.failures + 1):
+            replica = self._make(number)
+            self._replicas[number] = replica
+            try:
+                await replica.start(self._batching, partial(bool))
+            except Exception:
+                logger.exception("replica.restart.failed", extra={"attempt": attempt})
+                await replica.close()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, self._options.restart.max_backoff_s)
+            else:
+                logger.warning("replica.restart.completed", extra={"replica": number})
+                self._serving.append(replica)
+                self._on_change()
+                self._resume()
+                return
+        self.reason = f"replica {number} could not be restarted"
+        logger.error("replica.restart.given_up", extra={"replica": number})
+        self._on_change()
+
+    def __repr__(self) -> str:
+        return f"<ReplicaPool {self.n_serving} of {len(self._replicas)} serving>"

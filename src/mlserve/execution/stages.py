@@ -1,0 +1,92 @@
+"""
+Stages and how they are driven.
+
+A stage is a generator that yields the hooks to call and receives what they return or raise; it
+knows no thread and no event loop. So one stage serves sync and async handlers, in a thread or in
+a process: only the driver differs.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mlserve.contract import Hook
+from mlserve.execution.worker import Worker
+
+__all__ = ["Stage", "Step", "run_here", "run_mixed"]
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One hook to call with its arguments."""
+
+    hook: Hook
+    args: tuple[Any, ...] = ()
+
+
+Stage = Generator[Step, Any, ResultT]
+
+
+def run_here(stage: Stage[ResultT], handler: Any) -> ResultT:
+    """Run a stage whose hooks are sync, in the calling thread."""
+    try:
+        step = next(stage)
+        while True:
+            try:
+                value = _call(handler, step)
+            except (Exception, SystemExit) as exc:
+                step = stage.throw(_as_exception(exc))
+            else:
+                step = stage.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # what the stage returned
+
+
+async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> ResultT:
+    """Run a stage from the event loop: async hooks on it, sync hooks in the worker's thread."""
+    try:
+        step = next(stage)
+        while True:
+            try:
+                value = await _call_mixed(handler, step, worker)
+            except Exception as exc:
+                step = stage.throw(exc)
+            else:
+                step = stage.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # what the stage returned
+
+
+def _call(handler: Any, step: Step) -> Any:
+    value = getattr(handler, step.hook.name)(*step.args)
+    if step.hook.name != "stream":
+        return value
+    # Only warm-up runs `stream` as a stage: its first chunk shows that it works.
+    generator = iter(value)
+    try:
+        return next(generator, None)
+    finally:
+        if hasattr(generator, "close"):
+            generator.close()
+
+
+async def _call_mixed(handler: Any, step: Step, worker: Worker) -> Any:
+    if step.hook.needs_thread:
+        return await worker.call(lambda: _call(handler, step))
+    if not step.hook.is_async:
+        return _call(handler, step)
+    value = getattr(handler, step.hook.name)(*step.args)
+    if step.hook.name != "stream":
+        return await value
+    try:
+        return await anext(value, None)
+    finally:
+        await value.aclose()
+
+
+def _as_exception(error: Exception | SystemExit) -> Exception:
+    if isinstance(error, SystemExit):
+        return RuntimeError("A hook called `sys.exit`.")
+    return error

@@ -1,0 +1,95 @@
+"""
+Running one stream: from the handler's generator into a channel.
+
+The generator is iterated and closed in one and the same thread (or task), whatever happens to its
+client: it is closed at its next `yield`, never from outside.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mlserve.errors import MLServeError, ModelOutputError
+from mlserve.execution.pipeline import Pipeline, as_model_error
+from mlserve.job import Job
+from mlserve.streaming import Channel
+
+__all__ = ["run_async_stream", "run_stream"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_stream(
+    handler: Any,
+    pipeline: Pipeline,
+    job: Job,
+    channel: Channel[Any],
+    ended: Callable[[], None],
+) -> None:
+    """Iterate a sync `stream` into a channel; the body of the stream's own thread."""
+    error: MLServeError | None = None
+    generator: Any = None
+    try:
+        generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__iter__")
+        for chunk in generator:
+            if job.abandoned or not channel.put(pipeline.contract.chunk.accept(chunk)):
+                break
+    except (Exception, SystemExit) as exc:
+        error = _as_stream_error(exc, pipeline, job)
+    finally:
+        try:
+            if generator is not None and hasattr(generator, "close"):
+                generator.close()
+        except (Exception, SystemExit):
+            logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
+        channel.end(error)
+        ended()
+
+
+async def run_async_stream(
+    handler: Any,
+    pipeline: Pipeline,
+    job: Job,
+    channel: Channel[Any],
+    ended: Callable[[], None],
+) -> None:
+    """Iterate an async `stream` into a channel, on the event loop."""
+    error: MLServeError | None = None
+    generator: Any = None
+    try:
+        generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__aiter__")
+        async for chunk in generator:
+            accepted = pipeline.contract.chunk.accept(chunk)
+            if job.abandoned or not await channel.aput(accepted):
+                break
+    except Exception as exc:
+        error = _as_stream_error(exc, pipeline, job)
+    finally:
+        try:
+            if generator is not None and hasattr(generator, "aclose"):
+                await generator.aclose()
+        except Exception:
+            logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
+        channel.end(error)
+        ended()
+
+
+def _arguments(pipeline: Pipeline, job: Job) -> tuple[Any, ...]:
+    wants_call = pipeline.contract.hooks["stream"].wants_call
+    return (job.payload, job.call) if wants_call else (job.payload,)
+
+
+def _iterator(value: Any, method: str) -> Any:
+    if isinstance(value, str | bytes | dict) or not hasattr(value, method):
+        raise ModelOutputError(
+            f"`stream` returned a value of type `{type(value).__name__}`. Make it a generator:"
+            " `yield` each chunk."
+        )
+    return getattr(value, method)()
+
+
+def _as_stream_error(error: BaseException, pipeline: Pipeline, job: Job) -> MLServeError:
+    if isinstance(error, ModelOutputError):
+        logger.error("stream.chunk.refused: %s", error, extra={"model": pipeline.name})
+        return error
+    return as_model_error(error, "stream", pipeline.name, job)

@@ -1,0 +1,288 @@
+"""
+A replica in threads of this process.
+
+One thread runs `load`, `warmup`, `infer`, `health` and `unload`; a second one runs the hooks of
+single requests beside it, so that the model is never kept waiting by them; every stream has a
+thread of its own. Async hooks run on the event loop instead. The methods here are called on the
+event loop.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mlserve.errors import MLServeError
+from mlserve.execution.pipeline import Outcome, Pipeline, as_model_error
+from mlserve.execution.stages import run_here, run_mixed
+from mlserve.execution.stream_runner import run_async_stream, run_stream
+from mlserve.execution.worker import Mailbox, TaskSet, Worker
+from mlserve.handler import Context, ModelHandler
+from mlserve.job import Job
+from mlserve.settings import Batching
+from mlserve.streaming import Channel
+
+__all__ = ["Prepared", "ThreadReplica"]
+
+logger = logging.getLogger(__name__)
+
+Prepared = Callable[[Job, MLServeError | None], None]
+"""Takes a job that was preprocessed, or that could not be."""
+
+
+class ThreadReplica:
+    """
+    One copy of the handler and the threads that run it.
+
+    Args:
+        handler: The handler; `load` has not been called.
+        pipeline: The stages that call its hooks.
+        context: Where it runs; becomes `handler.context`.
+        mailbox: The way back to the event loop.
+    """
+
+    def __init__(
+        self,
+        handler: ModelHandler[Any, Any, Any],
+        pipeline: Pipeline,
+        context: Context,
+        mailbox: Mailbox,
+    ) -> None:
+        self.context = context
+        self.n_in_hooks = 0
+        """How many requests are in a hook before or after `infer`."""
+        self.n_streams = 0
+        """How many streams run."""
+        self.is_busy = False
+        """Whether a batch runs; stays true until its thread returns, whoever still waits."""
+        self._handler = handler
+        self._pipeline = pipeline
+        self._mailbox = mailbox
+        name = f"mlserve-{context.name}-{context.replica}"
+        self._main = Worker(name, mailbox)
+        self._side = Worker(f"{name}-hooks", mailbox)
+        self._tasks = TaskSet()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._load_begun = False
+        handler.context = context
+
+    async def start(self, batching: Batching, on_warming: Callable[[], None]) -> int:
+        """
+        Load and warm up.
+
+        Args:
+            batching: The model's options: warm-up runs the largest batch.
+            on_warming: Called when `load` is done.
+
+        Returns:
+            With how many examples the model was warmed up.
+
+        Raises:
+            Exception: What a hook raised.
+        """
+        self._load_begun = True
+        await self._run_stage(self._pipeline.load())
+        on_warming()
+        return await self._run_stage(self._pipeline.warm_up(batching))
+
+    def prepare(self, job: Job, then: Prepared) -> None:
+        """Preprocess a job, then call `then` with it and what went wrong, if anything did."""
+        if self._pipeline.prepares_nothing:
+            then(job, None)
+            return
+        self.n_in_hooks += 1
+        self._note_idle()
+        if self._pipeline.prepares_in_thread:
+            self._side.submit(partial(self._prepare_here, job, then))
+        else:
+            self._tasks.spawn(self._prepare_mixed(job, then))
+
+    def run(self, batch: list[Job], done: Callable[[float], None]) -> None:
+        """Run a batch; `done` gets the seconds that `infer` took, before the answers are there."""
+        self.is_busy = True
+        self._note_idle()
+        if self._pipeline.contract.hooks["infer"].is_async:
+            self._tasks.spawn(self._infer_mixed(batch, done))
+        else:
+            self._main.submit(partial(self._infer_here, batch, done))
+
+    def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
+        """Run a stream into a channel; `done` is called when its generator has been closed."""
+        self.n_streams += 1
+        self._note_idle()
+        hook = self._pipeline.contract.hooks["stream"]
+
+        def ended() -> None:
+            self.n_streams -= 1
+            self._note_idle()
+            done()
+
+        if hook.is_async:
+            self._tasks.spawn(run_async_stream(self._handler, self._pipeline, job, channel, ended))
+            return
+        post_end = partial(self._mailbox.post, ended)
+        thread = threading.Thread(
+            target=run_stream,
+            args=(self._handler, self._pipeline, job, channel, post_end),
+            name=f"mlserve-{self.context.name}-{self.context.replica}-stream",
+            daemon=True,
+        )
+        thread.start()
+
+    async def check_health(self) -> None:
+        """
+        Call the `health` hook, between two batches.
+
+        Raises:
+            Exception: What it raised: the replica is unhealthy.
+        """
+        hook = self._pipeline.contract.hooks["health"]
+        if hook.is_async:
+            await self._handler.health()
+        elif hook.overridden:
+            await self._main.call(self._handler.health)
+
+    async def wait_idle(self) -> None:
+        """Wait until no hook of any request runs."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Wait until no hook runs, then call `unload`, once for a begun `load`."""
+        await self.wait_idle()
+        if self._load_begun:
+            self._load_begun = False
+            hook = self._pipeline.contract.hooks["unload"]
+            try:
+                if hook.is_async:
+                    await self._handler.unload()
+                elif hook.overridden:
+                    await self._main.call(self._handler.unload)
+            except Exception:
+                logger.exception("hook.unload.failed", extra={"model": self.context.name})
+        await self._tasks.close()
+        self._main.close()
+        self._side.close()
+
+    async def _run_stage(self, stage: Any) -> Any:
+        hooks = self._pipeline.contract.hooks.values()
+        if any(hook.overridden and hook.is_async for hook in hooks):
+            return await run_mixed(stage, self._handler, self._main)
+        return await self._main.call(lambda: run_here(stage, self._handler))
+
+    def _prepare_here(self, job: Job, then: Prepared) -> None:
+        error: MLServeError | None = None
+        if not job.abandoned:
+            try:
+                run_here(self._pipeline.prepare(job), self._handler)
+            except MLServeError as exc:
+                error = exc
+        self._mailbox.post(self._prepared, job, then, error)
+
+    async def _prepare_mixed(self, job: Job, then: Prepared) -> None:
+        error: MLServeError | None = None
+        try:
+            await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
+        except MLServeError as exc:
+            error = exc
+        self._prepared(job, then, error)
+
+    def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
+        self.n_in_hooks -= 1
+        self._note_idle()
+        then(job, error)
+
+    def _infer_here(self, batch: list[Job], done: Callable[[float], None]) -> None:
+        started = self._pipeline.clock()
+        outcomes = self._guarded(
+            batch, lambda: run_here(self._pipeline.infer(batch), self._handler)
+        )
+        infer_s = self._pipeline.clock() - started
+        self._mailbox.post(self._inferred, batch, outcomes, infer_s, done)
+
+    async def _infer_mixed(self, batch: list[Job], done: Callable[[float], None]) -> None:
+        started = self._pipeline.clock()
+        try:
+            outcomes = await run_mixed(self._pipeline.infer(batch), self._handler, self._main)
+        except Exception as exc:
+            outcomes = [as_model_error(exc, "infer", self.context.name)] * len(batch)
+        self._inferred(batch, outcomes, self._pipeline.clock() - started, done)
+
+    def _guarded(self, batch: list[Job], run: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """Give an outcome for every job whatever happens: a lost one would hang its client."""
+        try:
+            return run()
+        except Exception as exc:
+            return [as_model_error(exc, "infer", self.context.name)] * len(batch)
+
+    def _inferred(
+        self,
+        batch: list[Job],
+        outcomes: list[Outcome],
+        infer_s: float,
+        done: Callable[[float], None],
+    ) -> None:
+        self.is_busy = False
+        for job in batch:
+            job.times.infer_s = infer_s
+            job.stage = "postprocess"
+        done(infer_s)
+        postprocess = self._pipeline.contract.hooks["postprocess"]
+        self.n_in_hooks += len(batch)  # their hooks still run: not idle
+        self._note_idle()
+        if postprocess.needs_thread:
+            self._side.submit(partial(self._finish_here, batch, outcomes))
+        elif postprocess.is_async and postprocess.overridden:
+            for job, outcome in zip(batch, outcomes, strict=True):
+                self._tasks.spawn(self._finish_mixed(job, outcome))
+        else:
+            for job, outcome in zip(batch, outcomes, strict=True):
+                self._answer(job, *self._finished(job, outcome))
+
+    def _finish_here(self, batch: list[Job], outcomes: list[Outcome]) -> None:
+        for job, outcome in zip(batch, outcomes, strict=True):
+            self._mailbox.post(self._answer, job, *self._finished(job, outcome))
+
+    def _finished(self, job: Job, outcome: Outcome) -> tuple[Any, MLServeError | None]:
+        if isinstance(outcome, MLServeError):
+            return None, outcome
+        if job.abandoned:
+            return None, None
+        try:
+            return run_here(self._pipeline.finish(job, outcome), self._handler), None
+        except MLServeError as exc:
+            return None, exc
+
+    async def _finish_mixed(self, job: Job, outcome: Outcome) -> None:
+        error = outcome if isinstance(outcome, MLServeError) else None
+        value: Any = None
+        if error is None:
+            try:
+                stage = self._pipeline.finish(job, outcome)
+                value = await run_mixed(stage, self._handler, self._side)
+            except MLServeError as exc:
+                error = exc
+        self._answer(job, value, error)
+
+    def _answer(self, job: Job, value: Any, error: MLServeError | None) -> None:
+        self.n_in_hooks -= 1
+        self._note_idle()
+        if error is not None:
+            job.fail(error)
+        else:
+            job.result(value)
+
+    def _note_idle(self) -> None:
+        if self.is_busy or self.n_in_hooks or self.n_streams:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def __repr__(self) -> str:
+        state = "busy" if self.is_busy else "idle"
+        return (
+            f"<ThreadReplica {self.context.replica} on {self.context.device}: {state},"
+            f" {self.n_in_hooks} in hooks, {self.n_streams} streams>"
+        )

@@ -1,0 +1,1 @@
+"""The HTTP layer: routes, errors, streaming, middleware. FastAPI and Starlette begin here."""

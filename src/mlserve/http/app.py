@@ -1,0 +1,205 @@
+"""Building the application, and installing the models into one that a user already has."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.params import Depends
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import HTMLResponse
+
+from mlserve.http.documented import example_values
+from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
+from mlserve.http.health import describe_model, make_health, make_ready
+from mlserve.http.middleware import ServingMiddleware
+from mlserve.http.playground import make_playground
+from mlserve.http.schemas import ErrorBody, HealthBody, ModelInfo, ModelList, ReadyBody
+from mlserve.http.versioning import ModelRoutes, Mounted
+from mlserve.registry import Registry
+from mlserve.settings import ServerSettings
+
+__all__ = ["AppPlan", "Lifespan", "build_app", "install_into"]
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+"""What Starlette takes as `lifespan=`: entered before, left after everything else."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AppPlan:
+    """Everything that an application is built of."""
+
+    title: str
+    version: str
+    description: str | None
+    settings: ServerSettings
+    registry: Registry
+    mounted: list[Mounted] = field(default_factory=list)
+    dependencies: Sequence[Depends] = ()
+    middleware: Sequence[Middleware] = ()
+    lifespan: Lifespan | None = None
+
+
+def build_app(plan: AppPlan) -> FastAPI:
+    """
+    Build the application.
+
+    Raises:
+        ConfigurationError: If two models claim one path.
+    """
+    settings = plan.settings
+    app = FastAPI(
+        title=plan.title,
+        version=plan.version,
+        description=plan.description or "",
+        lifespan=_lifespan_around(plan, plan.lifespan),
+        middleware=[*_own_middleware(settings), *plan.middleware],
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+        openapi_url="/openapi.json" if settings.expose_docs else None,
+        docs_url="/docs" if settings.expose_docs and not settings.swagger_assets_url else None,
+        redoc_url=None,
+    )
+    if settings.expose_docs and settings.swagger_assets_url:
+        app.add_api_route("/docs", _own_docs(plan), include_in_schema=False)
+    _add_routes(app, plan, "")
+    return app
+
+
+def install_into(app: FastAPI, plan: AppPlan, prefix: str) -> None:
+    """
+    Add routes and lifespan to an application that has its own.
+
+    Its middleware, error handlers and routes stay as they are.
+
+    Raises:
+        ConfigurationError: If a path is taken.
+    """
+    _add_routes(app, plan, prefix)
+    theirs = app.router.lifespan_context
+    inner = _lifespan_around(plan, plan.lifespan)
+
+    @asynccontextmanager
+    async def merged(app: Any) -> AsyncIterator[Any]:
+        async with theirs(app) as state, inner(app):
+            yield state
+
+    app.router.lifespan_context = merged
+
+
+def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
+    routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
+    registry = plan.registry
+    routes.add_plain("/health", make_health(), response_model=HealthBody, tags=["server"])
+    not_ready = {503: {"model": ReadyBody, "description": "Not every model is loaded and warm."}}
+    routes.add_plain(
+        "/ready",
+        make_ready(registry),
+        response_model=ReadyBody,
+        responses=not_ready,
+        tags=["server"],
+    )
+    _add_lists(routes, plan)
+    if plan.settings.expose_docs:
+        routes.add_plain(
+            "/playground",
+            make_playground(plan.title),
+            include_in_schema=False,
+            dependencies=list(plan.dependencies),
+        )
+    routes.add_all(plan.mounted, registry)
+    newest = registry.newest()
+    app.state.models = newest
+    if len(newest) == 1:
+        app.state.model = next(iter(newest.values()))
+
+
+def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
+    """Add `/v1/models` and `/v1/models/{name}` for each version in use."""
+    for version in sorted({mount.model.version for mount in plan.mounted} | {"v1"}):
+        describe = _Describer(routes, plan, version)
+        options: dict[str, Any] = {
+            "dependencies": list(plan.dependencies),
+            "tags": ["server"],
+        }
+        routes.add_plain(f"/{version}/models", describe.all, response_model=ModelList, **options)
+        routes.add_plain(
+            f"/{version}/models/{{name}}",
+            describe.one,
+            response_model=ModelInfo,
+            responses=documented_errors(ErrorBody, (404,)),
+            **options,
+        )
+
+
+class _Describer:
+    """The endpoints that describe the models of one version."""
+
+    def __init__(self, routes: ModelRoutes, plan: AppPlan, version: str) -> None:
+        self._routes = routes
+        self._plan = plan
+        self._version = version
+
+    async def all(self) -> ModelList:
+        """List the models of this version."""
+        mounted = [m for m in self._plan.mounted if m.model.version == self._version]
+        return ModelList(data=[self._describe(mount) for mount in mounted])
+
+    async def one(self, name: str) -> ModelInfo:
+        """Describe one model of this version."""
+        model = self._plan.registry.get(name, self._version)
+        return next(self._describe(m) for m in self._plan.mounted if m.model is model)
+
+    def _describe(self, mount: Mounted) -> ModelInfo:
+        name = mount.model.name
+        versions = [m.model.version for m in self._plan.mounted if m.model.name == name]
+        info = describe_model(mount.model, versions, self._routes.paths_of(mount))
+        examples = example_values(mount.model.engine)
+        return info.model_copy(update={"example": examples[0] if examples else None})
+
+
+def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
+    """Enter the user's lifespan before the models load, and leave it after they are unloaded."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            state = None if theirs is None else await stack.enter_async_context(theirs(app))
+            await stack.enter_async_context(plan.registry.running())
+            yield state
+
+    return lifespan
+
+
+def _own_middleware(settings: ServerSettings) -> list[Middleware]:
+    stack = [
+        Middleware(
+            ServingMiddleware,
+            request_id_header=settings.request_id_header,
+            max_body_bytes=settings.max_body_bytes,
+        )
+    ]
+    if settings.cors is not None:
+        options = settings.cors.model_dump()
+        options["max_age"] = options.pop("max_age_s")
+        stack.append(Middleware(CORSMiddleware, **options))
+    if settings.gzip_min_bytes is not None:
+        stack.append(Middleware(GZipMiddleware, minimum_size=settings.gzip_min_bytes))
+    return stack
+
+
+def _own_docs(plan: AppPlan) -> Callable[..., Any]:
+    base = (plan.settings.swagger_assets_url or "").rstrip("/")
+
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=plan.title,
+            swagger_js_url=f"{base}/swagger-ui-bundle.js",
+            swagger_css_url=f"{base}/swagger-ui.css",
+        )
+
+    return docs

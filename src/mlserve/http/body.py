@@ -1,0 +1,218 @@
+"""Reading a request's body: bounded, timed, and parsed straight from its bytes."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope
+
+from mlserve.contract import Contract
+from mlserve.errors import (
+    AbandonedError,
+    BodyTimeoutError,
+    InvalidJSONError,
+    RequestError,
+    SchemaViolationError,
+    UnsupportedMediaTypeError,
+)
+from mlserve.http.exchange import header_of
+from mlserve.model import safe_details
+from mlserve.payloads import Upload
+
+__all__ = ["BodyLimit", "parse_json", "parse_query", "read_body", "read_upload"]
+
+_LIMIT = "mlserve.body_limit"
+# What JSON numbers must not be: names of non-finite ones, or so large that a float overflows.
+_MAYBE_NON_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+
+
+class BodyLimit:
+    """
+    An ASGI receive that refuses bodies over a limit, before they are read where that is known.
+
+    Args:
+        scope: The request's scope.
+        receive: The receive to read from.
+        limit_bytes: How large the body may be; a route may change it before it reads.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._receive = receive
+        self._announced = header_of(scope, b"content-length")
+        self._n_bytes = 0
+        scope[_LIMIT] = self
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive, limit_bytes: int) -> Receive:
+        """Set the limit of a request that already has one, or begin to limit it."""
+        limit = scope.get(_LIMIT)
+        if limit is None:
+            return cls(scope, receive, limit_bytes)
+        limit.limit_bytes = limit_bytes
+        return receive
+
+    async def __call__(self) -> Message:
+        """Receive a message; raises `HTTPException` 413 once the body is too large."""
+        if self._announced.isdigit() and int(self._announced[:20]) > self.limit_bytes:
+            raise self._too_large()
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._n_bytes += len(message.get("body", b""))
+            if self._n_bytes > self.limit_bytes:
+                raise self._too_large()
+        return message
+
+    def _too_large(self) -> HTTPException:
+        self._announced = b""
+        text = f"The body is larger than {self.limit_bytes} bytes. Send less at once."
+        return HTTPException(413, text)
+
+
+async def read_body(request: Request, timeout_s: float) -> bytes:
+    """
+    Read the whole body.
+
+    Raises:
+        BodyTimeoutError: If it did not arrive in time.
+        AbandonedError: If the client left meanwhile.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.body()
+    except TimeoutError:
+        raise BodyTimeoutError(timeout_s) from None
+    except ClientDisconnect:
+        raise AbandonedError from None
+
+
+def require_json(headers: Headers) -> None:
+    """
+    Refuse what is not declared as plain JSON.
+
+    Raises:
+        UnsupportedMediaTypeError: If it is not.
+    """
+    _require_identity(headers)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise UnsupportedMediaTypeError(
+            "The body must be sent with `Content-Type: application/json`. With curl, use `--json`."
+        )
+
+
+def parse_json(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    """
+    Validate a JSON body straight from its bytes.
+
+    Raises:
+        InvalidJSONError: If it is not JSON as RFC 8259 has it.
+        SchemaViolationError: If it does not fit the schema.
+    """
+    if _MAYBE_NON_FINITE.search(body):
+        _require_finite(body)
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as exc:
+        raise _as_request_error(exc, "body") from exc
+
+
+def parse_query(adapter: TypeAdapter[Any], request: Request) -> Any:
+    """
+    Validate the query parameters as the fields of a request.
+
+    Raises:
+        SchemaViolationError: If they do not fit the schema.
+    """
+    try:
+        return adapter.validate_strings(dict(request.query_params))
+    except ValidationError as exc:
+        raise _as_request_error(exc, "query") from exc
+
+
+async def read_upload(request: Request, contract: Contract, timeout_s: float) -> Any:
+    """
+    Read a request with files: a multipart form, or the raw body where it has one field only.
+
+    Raises:
+        UnsupportedMediaTypeError: If it is neither.
+        SchemaViolationError: If the form's fields do not fit the schema.
+        BodyTimeoutError: If it did not arrive in time.
+    """
+    _require_identity(request.headers)
+    media_type = request.headers.get("content-type", "")
+    kind = media_type.partition(";")[0].strip().lower()
+    fields = contract.request_type.model_fields
+    values: dict[str, Any]
+    if kind == "multipart/form-data":
+        values = await _read_form(request, timeout_s, len(fields))
+    elif len(fields) == 1 and kind and kind != "application/x-www-form-urlencoded":
+        content = await read_body(request, timeout_s)
+        values = {next(iter(fields)): Upload(content, media_type)}
+    else:
+        raw = " or the raw file with its own content type" if len(fields) == 1 else ""
+        raise UnsupportedMediaTypeError(f"Send `multipart/form-data`{raw}.")
+    try:
+        return contract.request.validate_python(values)
+    except ValidationError as exc:
+        raise _as_request_error(exc, "body") from exc
+
+
+async def _read_form(request: Request, timeout_s: float, n_fields: int) -> dict[str, Any]:
+    limit = 16 * max(1, n_fields)
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            request.form(max_files=limit, max_fields=limit) as form,
+        ):
+            values: dict[str, Any] = {}
+            for name in form:
+                parts = [await _part(value) for value in form.getlist(name)]
+                values[name] = parts[0] if len(parts) == 1 else parts
+            return values
+    except TimeoutError:
+        raise BodyTimeoutError(timeout_s) from None
+    except ClientDisconnect:
+        raise AbandonedError from None
+
+
+async def _part(value: UploadFile | str) -> Upload | str:
+    if isinstance(value, str):
+        return value
+    content_type = value.content_type or "application/octet-stream"
+    return Upload(await value.read(), content_type, value.filename)
+
+
+def _require_identity(headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaTypeError("The body must be sent without `Content-Encoding`.")
+
+
+def _require_finite(body: bytes) -> None:
+    """Look closely at a body that may hold what is not a JSON number."""
+
+    def refuse(literal: str) -> float:
+        raise InvalidJSONError("The body holds a number that is not finite, which JSON has not.")
+
+    def finite(literal: str) -> float:
+        value = float(literal)
+        return value if value - value == 0 else refuse(literal)
+
+    try:
+        json.loads(body, parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError):
+        return  # whatever else is wrong with it, the validation says better
+
+
+def _as_request_error(error: ValidationError, source: str) -> RequestError:
+    details = safe_details(error, source)
+    if details and details[0]["type"] == "json_invalid":
+        return InvalidJSONError(f"The body is not valid JSON. {details[0]['msg']}.")
+    return SchemaViolationError(details, error.error_count())

@@ -1,0 +1,55 @@
+"""
+Noticing that a client has left.
+
+ASGI tells it through `receive`, and only to who asks; asking costs, so quick requests never do.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import Receive
+
+__all__ = ["DisconnectWatch"]
+
+
+class DisconnectWatch:
+    """
+    Calls back once the client has left.
+
+    The request's body must have been read. Use it as a context manager, or call `stop`.
+
+    Args:
+        receive: The ASGI receive; nobody else may call it meanwhile.
+        on_leave: Called on the event loop, at most once.
+        after_s: From which age of the request on to watch, in seconds.
+    """
+
+    def __init__(
+        self, receive: Receive, on_leave: Callable[[], None], after_s: float = 0.02
+    ) -> None:
+        self._receive = receive
+        self._on_leave = on_leave
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(after_s, self._start)
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def __enter__(self) -> "DisconnectWatch":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._on_leave()

@@ -1,0 +1,105 @@
+"""
+What OpenAPI shows of a model's routes: signatures made of the handler's types, examples, errors.
+
+The functions made here are never called; FastAPI reads their signatures.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from fastapi import Body, Query
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from mlserve.contract import Contract
+from mlserve.engine import Engine
+
+__all__ = [
+    "EventStreamDocument",
+    "body_signature",
+    "example_values",
+    "query_signature",
+    "takes_query",
+]
+
+logger = logging.getLogger(__name__)
+
+_SCALARS = (str, int, float, bool)
+
+
+class EventStreamDocument(JSONResponse):
+    """Shows a chunk's schema under `text/event-stream`."""
+
+    media_type = "text/event-stream"
+
+
+def body_signature(engine: Engine, name: str, summary: str) -> Callable[..., Any]:
+    """Make a function whose body parameter is the model's request."""
+    contract = engine.spec.contract
+    if contract.upload_fields:
+        body = Body(media_type="multipart/form-data")
+    else:
+        examples = {
+            f"example {number}": {"value": value}
+            for number, value in enumerate(example_values(engine), start=1)
+        }
+        body = Body(openapi_examples=examples) if examples else Body()
+    return _signature(name, summary, "body", Annotated[contract.request_type, body])
+
+
+def query_signature(contract: Contract, name: str, summary: str) -> Callable[..., Any]:
+    """Make a function whose query parameters are the fields of the model's request."""
+    return _signature(name, summary, "fields", Annotated[contract.request_type, Query()])
+
+
+def takes_query(contract: Contract) -> bool:
+    """Whether every field of the request is a scalar, so that a query string can carry it."""
+    request = contract.request_type
+    return (
+        isinstance(request, type)
+        and issubclass(request, BaseModel)
+        and all(_is_scalar(info.annotation) for info in request.model_fields.values())
+    )
+
+
+def example_values(engine: Engine) -> list[Any]:
+    """Give the handler's examples as JSON values; none if it has none or they cannot be made."""
+    contract = engine.spec.contract
+    hook = contract.hooks["examples"]
+    if not hook.overridden or hook.is_async or contract.upload_fields:
+        return []
+    try:
+        examples = list(engine.spec.example.examples())
+        return [contract.request.dump_python(example, mode="json") for example in examples]
+    except Exception:
+        logger.exception("hook.examples.failed", extra={"model": engine.spec.name})
+        return []
+
+
+def _signature(name: str, summary: str, parameter: str, annotation: Any) -> Callable[..., Any]:
+    def endpoint() -> None:
+        raise AssertionError("This function only documents a route.")
+
+    endpoint.__name__ = name
+    endpoint.__doc__ = summary
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shown = inspect.Parameter(parameter, kind, annotation=annotation)
+    endpoint.__signature__ = inspect.Signature([shown])  # type: ignore[attr-defined]  # read by FastAPI
+    return endpoint
+
+
+def _is_scalar(annotation: Any) -> bool:
+    if annotation in _SCALARS or annotation is type(None) or get_origin(annotation) is Literal:
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return True
+    arguments = get_args(annotation)
+    return (
+        bool(arguments)
+        and get_origin(annotation) is not list
+        and all(_is_scalar(argument) for argument in arguments)
+        and not isinstance(get_origin(annotation), type)
+    )

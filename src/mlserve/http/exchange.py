@@ -1,0 +1,132 @@
+"""
+One request and its answer on a model's route: id, sizes, timings and the line in the log.
+
+It wraps `send`, so it sees every answer, those of error handlers and of streams included.
+"""
+
+import itertools
+import os
+import time
+from typing import Any
+
+from starlette.types import Message, Scope, Send
+
+from mlserve.job import Job
+from mlserve.observability.access_log import InferenceLine, log_inference
+from mlserve.settings import ServerSettings
+
+__all__ = ["EXCHANGE", "Exchange", "request_id_of"]
+
+EXCHANGE = "mlserve.exchange"
+"""Where the scope holds the exchange of a model's route."""
+REQUEST_ID = "mlserve.request_id"
+"""Where the scope holds the request id, on every route."""
+
+_MAX_REQUEST_ID = 128
+_process = os.urandom(6).hex()
+_numbers = itertools.count(1)
+
+
+def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
+    """Give the request's id: the client's if it is sane, else a new one; stays the same."""
+    request_id = scope.get(REQUEST_ID)
+    if request_id is None:
+        given = header_of(scope, header.lower().encode())
+        is_sane = 0 < len(given) <= _MAX_REQUEST_ID and all(0x21 <= byte <= 0x7E for byte in given)
+        request_id = given.decode("ascii") if is_sane else f"{_process}-{next(_numbers):x}"
+        scope[REQUEST_ID] = request_id
+    return str(request_id)
+
+
+def header_of(scope: Scope, name: bytes) -> bytes:
+    """Give the first value of a header, or nothing."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""
+
+
+class Exchange:
+    """
+    What is known of one request while it is answered.
+
+    Args:
+        scope: The ASGI scope.
+        send: The ASGI send of the connection.
+        settings: The server's settings.
+        model: The model's name.
+        version: The model's version.
+    """
+
+    def __init__(
+        self, scope: Scope, send: Send, settings: ServerSettings, model: str, version: str
+    ) -> None:
+        self.request_id = request_id_of(scope, settings.request_id_header)
+        self.job: Job | None = None
+        """The job, once there is one."""
+        self.code: str | None = None
+        """The error's code, once there is one."""
+        self.bytes_in = 0
+        self._send = send
+        self._settings = settings
+        self._model = model
+        self._version = version
+        self._started = time.perf_counter()
+        self._status = 0
+        self._bytes_out = 0
+        scope[EXCHANGE] = self
+
+    async def send(self, message: Message) -> None:
+        """Send on, adding the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = list(message.get("headers", ()))
+            headers.append(
+                (self._settings.request_id_header.lower().encode(), self.request_id.encode())
+            )
+            if self.job is not None:
+                headers.append((b"server-timing", _server_timing(self.job)))
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            self._bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Write the line of the access log."""
+        if not self._settings.access_log:
+            return
+        times = self.job.times if self.job is not None else None
+        log_inference(
+            InferenceLine(
+                request_id=self.request_id,
+                model=self._model,
+                version=self._version,
+                status=self._status or 499,
+                code=self.code,
+                bytes_in=self.bytes_in,
+                bytes_out=self._bytes_out,
+                total_ms=_ms(time.perf_counter() - self._started),
+                queue_ms=_ms(times.queue_s) if times else 0.0,
+                preprocess_ms=_ms(times.preprocess_s) if times else 0.0,
+                infer_ms=_ms(times.infer_s) if times else 0.0,
+                postprocess_ms=_ms(times.postprocess_s) if times else 0.0,
+                batch_size=times.batch_size if times else 0,
+                chunks=times.chunks if times else 0,
+                annotations=self.job.call.annotations if self.job is not None else {},
+            )
+        )
+
+
+def _server_timing(job: Job) -> bytes:
+    times = job.times
+    stages: dict[str, Any] = {
+        "queue": times.queue_s,
+        "preprocess": times.preprocess_s,
+        "infer": times.infer_s,
+        "postprocess": times.postprocess_s,
+    }
+    return ", ".join(f"{name};dur={_ms(value)}" for name, value in stages.items()).encode()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

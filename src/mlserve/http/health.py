@@ -1,0 +1,107 @@
+"""`/health`, `/ready` and the list of models."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mlserve.engine import Engine
+from mlserve.errors import DrainingError, MLServeError, ModelFailedError, ModelNotReadyError
+from mlserve.http.errors import not_ready_info
+from mlserve.http.exchange import request_id_of
+from mlserve.http.schemas import HealthBody, ModelInfo, ModelList
+from mlserve.lifecycle import ModelState
+from mlserve.model import Model
+from mlserve.registry import Registry
+
+__all__ = ["describe_model", "make_health", "make_ready", "model_list"]
+
+_started_at = int(time.clock_gettime(time.CLOCK_REALTIME))
+
+
+def make_health() -> Callable[..., Any]:
+    """Make the endpoint of `GET /health`: 200 as soon as the process accepts connections."""
+
+    async def health() -> HealthBody:
+        return HealthBody()
+
+    return health
+
+
+def make_ready(registry: Registry) -> Callable[..., Any]:
+    """Make the endpoint of `GET /ready`: 200 only when every model is loaded and warm."""
+
+    async def ready(request: Request) -> Response:
+        engines = [model.engine for model in registry]
+        models = [_readiness(engine) for engine in engines]
+        is_ready = (
+            bool(engines)
+            and not registry.is_draining
+            and all(engine.lifecycle.is_ready for engine in engines)
+        )
+        if is_ready:
+            return JSONResponse({"status": "ready", "models": models})
+        error = not_ready_info(_why_not(engines))
+        error["request_id"] = request_id_of(request.scope)
+        body = {"status": "not_ready", "models": models, "error": error}
+        return JSONResponse(body, 503, {"Retry-After": "1"})
+
+    return ready
+
+
+def model_list(models: list[Model], routes: Callable[[Model], dict[str, str]]) -> ModelList:
+    """Describe models in the shape of OpenAI's list."""
+    return ModelList(
+        data=[describe_model(model, [model.version], routes(model)) for model in models]
+    )
+
+
+def describe_model(model: Model, versions: list[str], routes: dict[str, str]) -> ModelInfo:
+    """Describe one model: state, versions, routes, schema, example, statistics."""
+    contract = model.engine.spec.contract
+    return ModelInfo(
+        id=model.name,
+        created=_started_at,
+        version=model.version,
+        versions=versions,
+        state=model.state,
+        routes=routes,
+        request_schema=contract.request.json_schema(),
+        statistics=asdict(model.statistics()),
+    )
+
+
+def _readiness(engine: Engine) -> dict[str, Any]:
+    life = engine.lifecycle
+    progress = 1.0 if life.is_ready else _mean_progress(engine)
+    notes = [note for _, note in engine.progress.values() if note]
+    return {
+        "name": engine.spec.name,
+        "version": engine.spec.version,
+        "state": life.state,
+        "reason": life.reason,
+        "progress": round(progress, 3),
+        "note": notes[-1] if notes and not life.is_ready else None,
+    }
+
+
+def _mean_progress(engine: Engine) -> float:
+    fractions = [fraction for fraction, _ in engine.progress.values()]
+    return sum(fractions) / engine.spec.replicas.count if fractions else 0.0
+
+
+def _why_not(engines: list[Engine]) -> MLServeError | None:
+    """Give the worst reason; `None` when there is no model at all."""
+    for engine in engines:
+        name, life = engine.spec.name, engine.lifecycle
+        if life.state in (ModelState.DRAINING, ModelState.STOPPED):
+            return DrainingError(name)
+        if life.state is ModelState.FAILED:
+            return ModelFailedError(name, life.reason or "it broke down")
+    for engine in engines:
+        if not engine.lifecycle.is_ready:
+            return ModelNotReadyError(engine.spec.name, engine.lifecycle.state)
+    return None

@@ -1,0 +1,59 @@
+"""What stands around every route of a built application. Pure ASGI."""
+
+import logging
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlserve.http.body import BodyLimit
+from mlserve.http.errors import handle_error
+from mlserve.http.exchange import request_id_of
+
+__all__ = ["ServingMiddleware"]
+
+logger = logging.getLogger(__name__)
+
+
+class ServingMiddleware:
+    """
+    Gives every request an id and a bounded body, and every unknown exception our error body.
+
+    Starlette's own handling of unknown exceptions raises them again after the answer, and the
+    server then closes the connection without notice; here the connection stays usable.
+
+    Args:
+        app: What it stands around.
+        request_id_header: The header that carries the request id.
+        max_body_bytes: How large a body may be on routes that belong to no model.
+    """
+
+    def __init__(self, app: ASGIApp, *, request_id_header: str, max_body_bytes: int) -> None:
+        self._app = app
+        self._header = request_id_header.lower()
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        header = (self._header.encode(), request_id_of(scope, self._header).encode())
+        has_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                headers = list(message.get("headers", ()))
+                if not any(name == header[0] for name, _ in headers):
+                    message = {**message, "headers": [*headers, header]}
+            await send(message)
+
+        limited = BodyLimit(scope, receive, self._max_body_bytes)
+        try:
+            await self._app(scope, limited, send_with_id)
+        except Exception as exc:
+            if has_started:
+                raise  # the connection must break: the client has half an answer
+            response = await handle_error(Request(scope, limited), exc)
+            await response(scope, limited, send_with_id)

@@ -1,0 +1,112 @@
+"""`POST …/predict`: JSON or files in, JSON or bytes out."""
+
+import math
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlserve.errors import InvalidInputError, InvalidTimeoutError
+from mlserve.handler import NO_HEADERS, Call
+from mlserve.http.body import parse_json, parse_query, read_body, read_upload, require_json
+from mlserve.http.disconnect import DisconnectWatch
+from mlserve.http.exchange import EXCHANGE, Exchange
+from mlserve.job import Job
+from mlserve.model import Model
+from mlserve.payloads import Binary
+from mlserve.settings import ServerSettings
+
+__all__ = ["PredictEndpoint", "new_job"]
+
+
+class PredictEndpoint:
+    """
+    Answers predictions of one model.
+
+    Args:
+        model: Gives the model; called for each request.
+        settings: The server's settings.
+    """
+
+    def __init__(self, model: Model, settings: ServerSettings) -> None:
+        self._model = model
+        self._settings = settings
+
+    async def __call__(self, request: Request) -> Response:
+        """Read, run and answer one request."""
+        engine = self._model.engine
+        job = await new_job(request, self._model, self._settings, engine.spec.limits.timeout_s)
+        with DisconnectWatch(request.receive, lambda: engine.abandon(job)):
+            value = await engine.predict(job)
+        if isinstance(value, Binary):
+            return Response(value.content, media_type=value.media_type)
+        return Response(engine.spec.contract.response.encode(value), media_type="application/json")
+
+
+async def new_job(
+    request: Request, model: Model, settings: ServerSettings, timeout_s: float
+) -> Job:
+    """
+    Read and validate a request and make the job of it.
+
+    Args:
+        request: The request; its body has not been read.
+        model: Whose request it is.
+        settings: The server's settings.
+        timeout_s: The longest budget in seconds; a header may shorten it.
+
+    Raises:
+        RequestError: If it is malformed.
+    """
+    exchange: Exchange = request.scope[EXCHANGE]
+    contract, limits = model.engine.spec.contract, model.engine.spec.limits
+    budget_s = _budget_s(request, timeout_s)
+    priority = _priority(request) if limits.priorities else 0
+    if request.method == "GET":
+        payload = parse_query(contract.request, request)
+    elif contract.upload_fields:
+        payload = await read_upload(request, contract, settings.body_timeout_s)
+    else:
+        require_json(request.headers)
+        body = await read_body(request, settings.body_timeout_s)
+        exchange.bytes_in = len(body)
+        payload = parse_json(contract.request, body)
+    call = Call(
+        exchange.request_id,
+        timeout_s=budget_s,
+        headers=_forwarded(request, settings),
+        clock=model.engine.clock,
+    )
+    job = Job(payload, call, timeout_s=budget_s, priority=priority)
+    exchange.job = job
+    return job
+
+
+def _budget_s(request: Request, longest_s: float) -> float:
+    text = request.headers.get("x-request-timeout")
+    if text is None:
+        return longest_s
+    try:
+        wanted_s = float(text)
+    except ValueError:
+        raise InvalidTimeoutError from None
+    if not (math.isfinite(wanted_s) and wanted_s > 0):
+        raise InvalidTimeoutError
+    return min(wanted_s, longest_s)
+
+
+def _priority(request: Request) -> int:
+    text = request.headers.get("x-request-priority", "0")
+    if len(text) != 1 or text not in "0123456789":
+        raise InvalidInputError(
+            "The header `X-Request-Priority` must be a digit from 0 (first) to 9.",
+            param="X-Request-Priority",
+        )
+    return int(text)
+
+
+def _forwarded(request: Request, settings: ServerSettings) -> Mapping[str, str]:
+    if not settings.forward_headers:
+        return NO_HEADERS
+    names = (name.lower() for name in settings.forward_headers)
+    return {name: request.headers[name] for name in names if name in request.headers}

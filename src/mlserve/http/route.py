@@ -1,0 +1,99 @@
+"""
+The route class of all model routes: an ordinary `APIRoute` in router and OpenAPI.
+
+FastAPI documents the endpoint's signature and solves the user's dependencies; the body is read
+and validated by mlserve itself, after them. Errors become mlserve's body on these routes only,
+whatever handlers the application has.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, get_request_handler
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlserve.http.body import BodyLimit
+from mlserve.http.errors import handle_error
+from mlserve.http.exchange import Exchange
+from mlserve.settings import ServerSettings
+
+__all__ = ["Answer", "ModelRoute"]
+
+Answer = Callable[[Request], Awaitable[Response]]
+"""What runs once the user's dependencies are solved."""
+
+_HANDLERS: dict[Any, Any] = {
+    Exception: handle_error,
+    HTTPException: handle_error,
+    RequestValidationError: handle_error,
+}
+
+
+class ModelRoute(APIRoute):
+    """
+    A route of one model.
+
+    Args:
+        path: The full path.
+        endpoint: Never called: its signature is what OpenAPI shows.
+        answer: Called with the request instead.
+        settings: The server's settings.
+        model: The model's name, for the log.
+        version: The model's version, for the log.
+        max_body_bytes: How large a body may be.
+        options: What FastAPI's route takes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        answer: Answer,
+        settings: ServerSettings,
+        model: str,
+        version: str,
+        max_body_bytes: int,
+        **options: Any,
+    ) -> None:
+        self._answer = answer
+        self._settings = settings
+        self._model = model
+        self._version = version
+        self._max_body_bytes = max_body_bytes
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give FastAPI's handler of the user's dependencies around our own endpoint."""
+        dependant = replace(
+            self.dependant,
+            call=self._answer,
+            path_params=[],
+            body_params=[],
+            query_params=[],
+            request_param_name="request",
+        )
+        return get_request_handler(
+            dependant, dependency_overrides_provider=self.dependency_overrides_provider
+        )
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request and log it."""
+        exchange = Exchange(scope, send, self._settings, self._model, self._version)
+        # Starlette looks here for what answers an exception; only this scope is changed.
+        scope["starlette.exception_handlers"] = (_HANDLERS, {})
+        limited = BodyLimit.of(scope, receive, self._max_body_bytes)
+        try:
+            if self.methods and scope["method"] not in self.methods:
+                error = HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
+                response = await handle_error(Request(scope, limited), error)
+                await response(scope, limited, exchange.send)
+            else:
+                await self.app(scope, limited, exchange.send)
+        finally:
+            exchange.finish()

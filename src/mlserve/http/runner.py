@@ -1,0 +1,120 @@
+"""Running an application with uvicorn: logging, signals, exit codes."""
+
+import asyncio
+import logging
+import logging.config
+import sys
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from mlserve.registry import Registry
+
+__all__ = ["configure_logging", "run_server"]
+
+logger = logging.getLogger(__name__)
+
+_STARTUP_FAILURE = 3
+
+
+def run_server(
+    app: FastAPI,
+    registry: Registry | None,
+    *,
+    host: str,
+    port: int,
+    log_level: str,
+    timeout_keep_alive_s: int,
+) -> None:
+    """
+    Serve until SIGINT or SIGTERM, in this process and thread.
+
+    Exits the process with 3 if the start fails or, with `on_load_failure="exit"`, a model fails
+    to load later.
+
+    Args:
+        app: The application.
+        registry: Its models; `None` if it is not one of ours.
+        host: The address to listen on.
+        port: The port to listen on.
+        log_level: The level of mlserve's and uvicorn's loggers.
+        timeout_keep_alive_s: After how many idle seconds a connection is closed.
+    """
+    configure_logging(log_level)
+    drain_s = registry.settings.drain_s if registry is not None else 30.0
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        log_level=log_level,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=timeout_keep_alive_s,
+        timeout_graceful_shutdown=int(drain_s) + 5,
+    )
+    server = _Server(config, registry)
+    server.run()
+    if not server.started or server.has_failed:
+        sys.exit(_STARTUP_FAILURE)
+
+
+def configure_logging(level: str) -> None:
+    """Log to stderr: readable text on a terminal, one JSON object a line elsewhere."""
+    prefix = "mlserve.observability.access_log"
+    formatter = "AccessLogFormatter" if sys.stderr.isatty() else "JsonFormatter"
+    text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "lines": {"class": f"{prefix}.{formatter}", "format": text, "datefmt": None}
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+            "loggers": {
+                name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+                for name in ("mlserve", "uvicorn")
+            },
+        }
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells the models of a shutdown before the socket is closed."""
+
+    def __init__(self, config: uvicorn.Config, registry: Registry | None) -> None:
+        super().__init__(config)
+        self.has_failed = False
+        self._registry = registry
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if registry is not None:
+            registry.on_late_failure = self._fail
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start as uvicorn does, and say where the server is to be found."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            for server in self.servers:
+                for socket in server.sockets:
+                    host, port = socket.getsockname()[:2]
+                    logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Turn `/ready` false, and close the socket after the grace; at once the second time."""
+        grace_s = self._registry.settings.drain_grace_s if self._registry is not None else 0.0
+        is_first = self._registry is not None and not self._registry.is_draining
+        if self._registry is None or not is_first or grace_s == 0 or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._registry.is_draining = True
+        end = super().handle_exit
+        self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, end, sig, frame)
+
+    def _fail(self, reason: str) -> None:
+        logger.critical("%s The server ends.", reason)
+        self.has_failed = True
+        self.should_exit = True

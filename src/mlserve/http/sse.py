@@ -1,0 +1,117 @@
+"""
+Server-sent events: the bytes of an event, and the response that sends a stream of them.
+
+Format: WHATWG HTML, section 9.2 "Server-sent events"; each event is `data: {json}`, the last one
+`data: [DONE]`, as OpenAI's API has it. The first chunk is there before the response is made, so
+errors before it have their own status; a later one is an event of its own, then `[DONE]`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlserve.errors import AbandonedError, MLServeError
+from mlserve.http.disconnect import DisconnectWatch
+from mlserve.streaming import ModelStream
+
+__all__ = ["DONE", "PING", "EventStreamResponse", "encode_event"]
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+
+def encode_event(payload: bytes) -> bytes:
+    r"""
+    Frame one JSON text as an event. Pure.
+
+    Args:
+        payload: JSON as UTF-8; line breaks within it are framed as the format asks.
+
+    Example:
+        >>> encode_event(b'{"token": "a"}')
+        b'data: {"token": "a"}\\n\\n'
+    """
+    if b"\n" in payload or b"\r" in payload:
+        lines = payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+    return b"data: " + payload + b"\n\n"
+
+
+class EventStreamResponse(Response):
+    """
+    Sends chunks as events, pings while idle, and stops its source when the client leaves.
+
+    Args:
+        stream: The chunks that are left.
+        first: The event of the first chunk, or `None` if there is none.
+        encode: Makes the JSON of a chunk.
+        encode_error: Makes the JSON of the error that ended the stream.
+        watch: Watches the client; stopped when the response has ended.
+        ping_s: After how many idle seconds a ping is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        stream: ModelStream,
+        first: bytes | None,
+        *,
+        encode: Callable[[Any], bytes],
+        encode_error: Callable[[MLServeError], bytes],
+        watch: DisconnectWatch,
+        ping_s: float,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._stream = stream
+        self._first = first
+        self._encode = encode
+        self._encode_error = encode_error
+        self._watch = watch
+        self._ping_s = ping_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the generator is told to close whatever happens."""
+        try:
+            await self._send_all(send)
+        except OSError:  # how servers of ASGI 2.4 say that the client has left
+            logger.debug("The client left while an event was being sent.")
+        finally:
+            self._watch.stop()
+            await self._stream.aclose()
+        if self.background is not None:
+            await self.background()
+
+    async def _send_all(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        if self._first is not None:
+            await _send_body(send, encode_event(self._first))
+        try:
+            while (event := await self._next_event()) is not None:
+                await _send_body(send, event)
+        except AbandonedError:
+            return  # nobody is there to read an end
+        except MLServeError as exc:
+            await _send_body(send, encode_event(self._encode_error(exc)))
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _next_event(self) -> bytes | None:
+        """Give the next event, a ping when none came in time, or `None` at the end."""
+        try:
+            chunk = await self._stream.next(self._ping_s)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            return PING
+        return encode_event(self._encode(chunk))
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})

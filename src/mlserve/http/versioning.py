@@ -1,0 +1,249 @@
+"""The routes of all models: one group per version, and the unversioned alias of the newest."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.params import Depends
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from mlserve.errors import ConfigurationError
+from mlserve.http.documented import (
+    EventStreamDocument,
+    body_signature,
+    query_signature,
+    takes_query,
+)
+from mlserve.http.errors import documented_errors
+from mlserve.http.predict import PredictEndpoint
+from mlserve.http.route import Answer, ModelRoute
+from mlserve.http.schemas import ErrorBody
+from mlserve.http.stream import StreamEndpoint
+from mlserve.model import Model
+from mlserve.payloads import Binary
+from mlserve.registry import Registry
+from mlserve.settings import ServerSettings
+
+__all__ = ["ModelRoutes", "Mounted"]
+
+
+class Mounted:
+    """
+    One model as it stands in the application.
+
+    Args:
+        model: The model.
+        dependencies: The user's, run before its requests are read.
+        path: Its predict path below the version, instead of `/models/{name}/predict`.
+        tags: Under which OpenAPI shows it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        dependencies: Sequence[Depends] = (),
+        path: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.dependencies = list(dependencies)
+        self.predict_path = path or f"/models/{model.name}/predict"
+        self.stream_path = f"/models/{model.name}/stream"
+        self.tags = list(tags) if tags is not None else [f"{model.name} {model.version}"]
+
+
+class ModelRoutes:
+    """
+    Adds the models' routes to an application, under a prefix.
+
+    Args:
+        app: The application.
+        settings: The server's settings.
+        prefix: What stands before every path.
+        dependencies: The server's, run before those of each model.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: ServerSettings,
+        prefix: str,
+        dependencies: Sequence[Depends],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._prefix = prefix
+        self._dependencies = list(dependencies)
+
+    def add_all(self, mounted: list[Mounted], registry: Registry) -> None:
+        """
+        Add the versioned routes and the aliases of the newest versions.
+
+        Raises:
+            ConfigurationError: If a path is taken.
+        """
+        newest = {id(model) for model in registry.newest().values()}
+        for mount in mounted:
+            self._add_model(mount, f"/{mount.model.version}")
+        for mount in mounted:
+            if id(mount.model) in newest:
+                self._add_model(mount, "")
+        versions = sorted({mount.model.version for mount in mounted} | {"v1"})
+        for version in versions:
+            self._add_fallback(f"/{version}/models/{{name}}/{{action}}", registry, version)
+        self._add_fallback("/models/{name}/{action}", registry, None)
+
+    def paths_of(self, mount: Mounted) -> dict[str, str]:
+        """Give the versioned paths of a model, by what they do."""
+        contract = mount.model.engine.spec.contract
+        base = f"{self._prefix}/{mount.model.version}"
+        paths = {"predict": base + mount.predict_path} if contract.can_infer else {}
+        return paths | ({"stream": base + mount.stream_path} if contract.can_stream else {})
+
+    def add_plain(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """
+        Add a route that belongs to no model.
+
+        Raises:
+            ConfigurationError: If the path is taken.
+        """
+        self.require_free(self._prefix + path, "GET")
+        self._app.router.add_api_route(self._prefix + path, endpoint, methods=["GET"], **options)
+
+    def require_free(self, path: str, method: str) -> None:
+        """
+        Refuse a path that the application answers already.
+
+        Raises:
+            ConfigurationError: If it does.
+        """
+        scope = {
+            "type": "http",
+            "path": path,
+            "root_path": "",
+            "method": method,
+            "headers": [],
+            "app": self._app,
+        }
+        for route in self._app.router.routes:
+            match, _ = route.matches(dict(scope))
+            if match is Match.FULL:
+                raise ConfigurationError(
+                    f"The path `{path}` is taken in the application. Use another `prefix`,"
+                    " another `path` or another model name."
+                )
+
+    def _add_model(self, mount: Mounted, base: str) -> None:
+        engine, contract = mount.model.engine, mount.model.engine.spec.contract
+        note = "" if base else ", newest version"
+        if contract.can_infer:
+            is_binary = contract.response.is_binary
+            self._add(
+                mount,
+                base + mount.predict_path,
+                body_signature(engine, "predict", f"Predict with {mount.model.name}{note}"),
+                PredictEndpoint(mount.model, self._settings),
+                "POST",
+                response_model=None if is_binary else contract.response.declared,
+                responses=_responses(contract.response.declared),
+            )
+        if not contract.can_stream:
+            return
+        answer = StreamEndpoint(mount.model, self._settings)
+        documents: dict[str, Any] = {
+            "response_model": contract.chunk.declared,
+            "response_class": EventStreamDocument,
+            "responses": _responses(contract.chunk.declared),
+        }
+        path, summary = base + mount.stream_path, f"Stream from {mount.model.name}{note}"
+        shown = body_signature(engine, "stream", summary)
+        self._add(mount, path, shown, answer, "POST", **documents)
+        if takes_query(contract):
+            shown = query_signature(contract, "stream_get", summary)
+            self._add(mount, path, shown, answer, "GET", **documents)
+
+    def _add(
+        self,
+        mount: Mounted,
+        path: str,
+        endpoint: Callable[..., Any],
+        answer: Answer,
+        method: str,
+        **documents: Any,
+    ) -> None:
+        full_path = self._prefix + path
+        self.require_free(full_path, method)
+        spec = mount.model.engine.spec
+        route_class = partial(
+            ModelRoute,
+            answer=_as_function(answer),
+            settings=self._settings,
+            model=spec.name,
+            version=spec.version,
+            max_body_bytes=spec.limits.max_body_bytes,
+        )
+        self._app.router.add_api_route(
+            full_path,
+            endpoint,
+            methods=[method],
+            dependencies=[*self._dependencies, *mount.dependencies],
+            tags=list(mount.tags),
+            summary=endpoint.__doc__,
+            route_class_override=cast("type[APIRoute]", route_class),
+            operation_id=f"{endpoint.__name__}{full_path.replace('/', '_')}_{method.lower()}",
+            **documents,
+        )
+
+    def _add_fallback(self, path: str, registry: Registry, version: str | None) -> None:
+        """Answer what names no model, or one that cannot do this."""
+
+        async def missing(request: Request) -> Response:
+            model = registry.get(request.path_params["name"], version)
+            contract = model.engine.spec.contract
+            actions = {"predict": contract.can_infer, "stream": contract.can_stream}
+            if not actions.get(request.path_params["action"], False):
+                raise HTTPException(404)
+            raise HTTPException(405, headers={"Allow": "POST"})
+
+        route_class = partial(
+            ModelRoute,
+            answer=missing,
+            settings=self._settings.model_copy(update={"access_log": False}),
+            model="-",
+            version=version or "-",
+            max_body_bytes=self._settings.max_body_bytes,
+        )
+        self._app.router.add_api_route(
+            self._prefix + path,
+            _no_such_model,
+            methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
+            include_in_schema=False,
+            dependencies=list(self._dependencies),
+            route_class_override=cast("type[APIRoute]", route_class),
+        )
+
+
+async def _no_such_model(name: str, action: str) -> None:
+    """Never called: its signature names the path's parameters."""
+
+
+def _as_function(answer: Answer) -> Answer:
+    """Wrap a callable object in a coroutine function, which is what FastAPI looks for."""
+
+    async def call(request: Request) -> Response:
+        return await answer(request)
+
+    return call
+
+
+def _responses(declared: Any) -> dict[int | str, Any]:
+    responses = documented_errors(ErrorBody)
+    if declared is Binary:
+        responses[200] = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+    return responses

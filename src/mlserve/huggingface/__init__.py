@@ -1,0 +1,35 @@
+"""
+Ready-made handlers for Hugging Face models, to serve as they are or to subclass.
+
+The only package of mlserve that imports torch and transformers; they come with
+`pip install 'mlserve[transformers]'`.
+"""
+
+try:
+    import torch as _torch  # noqa: F401 - imported only to see whether it is there
+    import transformers as _transformers  # noqa: F401 - likewise
+except ImportError as exc:
+    raise ImportError(
+        "`mlserve.huggingface` needs torch and transformers, which are not installed."
+        " Run: pip install 'mlserve[transformers]'"
+    ) from exc
+
+from mlserve.huggingface import samples
+from mlserve.huggingface.classification import (
+    Classification,
+    ClassificationRequest,
+    LabelScore,
+    TextClassification,
+)
+from mlserve.huggingface.embedding import Embedding, EmbeddingRequest, TextEmbedding
+
+__all__ = [
+    "Classification",
+    "ClassificationRequest",
+    "Embedding",
+    "EmbeddingRequest",
+    "LabelScore",
+    "TextClassification",
+    "TextEmbedding",
+    "samples",
+]

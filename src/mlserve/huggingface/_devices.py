@@ -1,0 +1,77 @@
+"""What an encoder runs with on a device: dtype, batching and replicas. Pure functions."""
+
+import os
+from typing import Literal, get_args
+
+import torch
+
+from mlserve.settings import Batching, Replicas
+
+__all__ = ["Dtype", "available_cores", "encoder_batching", "encoder_replicas", "resolve_dtype"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+MAX_CPU_REPLICAS = 4
+# The first generation of NVIDIA devices that computes in bfloat16 instead of emulating it.
+FIRST_BF16_CAPABILITY = (8, 0)
+
+
+def available_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def encoder_batching(n_cuda: int) -> Batching:
+    """
+    Choose how encoders batch by default.
+
+    Padding is real work on a CPU, which has no idle units to hide it: a batch is therefore bounded
+    by its padded tokens, and by more of them where a device is wide enough to be kept busy.
+
+    Args:
+        n_cuda: How many CUDA devices there are.
+    """
+    return Batching(max_size=64, max_cost=16_384 if n_cuda else 2_048, padded=True)
+
+
+def encoder_replicas(n_cuda: int, n_cores: int) -> Replicas:
+    """
+    Choose how many replicas an encoder has by default.
+
+    On CPU, replicas of one thread each do more than one replica with as many threads, since a
+    short text does not divide well; each holds its own copy of the weights, hence the cap.
+
+    Args:
+        n_cuda: How many CUDA devices there are; with one or more, one replica runs on the first.
+        n_cores: How many CPU cores may be used.
+    """
+    if n_cuda:
+        return Replicas(count=1, devices=("cuda:0",))
+    count = min(max(n_cores, 1), MAX_CPU_REPLICAS)
+    return Replicas(count=count, devices=("cpu",), threads_per_replica=1)
+
+
+def resolve_dtype(
+    dtype: str, device_type: str, capability: tuple[int, int] | None = None
+) -> torch.dtype:
+    """
+    Choose the dtype of the weights.
+
+    Args:
+        dtype: One of `Dtype`; `"auto"` is bfloat16 on a CUDA device that computes in it, else
+            float32.
+        device_type: Such as `cpu` or `cuda`.
+        capability: The CUDA device's compute capability; `None` elsewhere.
+    """
+    if dtype == "auto":
+        has_bf16 = capability is not None and capability >= FIRST_BF16_CAPABILITY
+        return torch.bfloat16 if device_type == "cuda" and has_bf16 else torch.float32
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }[dtype]

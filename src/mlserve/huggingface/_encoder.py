@@ -1,0 +1,267 @@
+"""What the handlers for encoders share: a text to tokens, a batch of tokens through the model."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlserve.errors import ConfigurationError, InvalidInputError
+from mlserve.handler import Context
+from mlserve.huggingface._checkpoint import Checkpoint
+from mlserve.huggingface._devices import resolve_dtype
+
+__all__ = ["MAX_CHARACTERS", "Encoder", "Text", "Tokens", "pad_batch", "resolve_max_length"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS = 32_768
+"""The longest text that is taken; bounds the time that one request spends in the tokenizer."""
+
+Text = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_CHARACTERS,
+        description="The text. What is beyond the model's longest input is cut off.",
+    ),
+]
+
+# Tokenizers without a limit of their own give an astronomical number instead.
+NO_LIMIT = 1_000_000
+FALLBACK_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenised text, special tokens included, without padding; in ordinary memory."""
+
+    ids: list[int]
+    """Ids in the model's vocabulary."""
+    type_ids: list[int] | None
+    """The segment of each token, for models that take it."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def resolve_max_length(
+    asked: int | None, *, positions: int | None, advised: Sequence[int | None] = ()
+) -> int:
+    """
+    Choose the longest input in tokens.
+
+    Args:
+        asked: What the user wants; `None` = the smallest of what is known.
+        positions: How many positions the model has; more would break it.
+        advised: Further limits, such as the tokenizer's own, which a user may exceed.
+
+    Raises:
+        ConfigurationError: If more is asked for than the model has positions.
+    """
+    if asked is not None:
+        if positions is not None and asked > positions:
+            raise ConfigurationError(
+                f"`max_length` must be at most {positions} for this model, got {asked!r}."
+            )
+        return asked
+    known = [limit for limit in (positions, *advised) if limit and limit < NO_LIMIT]
+    return min(known, default=FALLBACK_MAX_LENGTH)
+
+
+def n_positions(model: torch.nn.Module) -> int | None:
+    """
+    Count the positions that a text may take; `None` when the model has no such limit.
+
+    A table with a padding row counts positions from the row after it (RoBERTa and its kin).
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - reserved
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def pad_batch(batch: Sequence[Tokens], *, pad_id: int, pin: bool = False) -> dict[str, Tensor]:
+    """
+    Pad texts on the right to the longest of them.
+
+    Args:
+        batch: At least one tokenised text.
+        pad_id: The id that fills up `input_ids`.
+        pin: Whether to put the tensors into page-locked memory, from where copies to a CUDA device
+            need not be waited for.
+
+    Returns:
+        The model's arguments, each int64 of shape (batch, longest): `input_ids`,
+        `attention_mask` (1 for a token, 0 for padding) and, if the texts have them,
+        `token_type_ids`.
+    """
+    lengths = [len(tokens) for tokens in batch]
+    shape = (len(batch), max(lengths))
+
+    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+        array = np.full(shape, value, dtype=np.int64)
+        for row, length, values in zip(array, lengths, rows, strict=True):
+            row[:length] = values
+        return torch.from_numpy(array)
+
+    mask = torch.arange(shape[1]) < torch.tensor(lengths).unsqueeze(-1)
+    arguments = {
+        "input_ids": padded([tokens.ids for tokens in batch], pad_id),
+        "attention_mask": mask.to(torch.int64),
+    }
+    if batch[0].type_ids is not None:
+        arguments["token_type_ids"] = padded([tokens.type_ids or [] for tokens in batch], 0)
+    if pin:
+        return {name: tensor.pin_memory() for name, tensor in arguments.items()}
+    return arguments
+
+
+class Encoder:
+    """
+    A tokenizer and a model that reads whole texts (BERT and its kin). One per replica.
+
+    `tokenize` runs in the thread of `preprocess`, the rest in the replica's own. The two share
+    nothing that changes: `forward` pads by itself, because a tokenizer is not safe to share.
+
+    Args:
+        checkpoint: Which model.
+        auto_class: The class that opens it, such as `transformers.AutoModel`.
+        max_length: Longer texts are cut to this many tokens; `None` = as long as the model takes.
+        optional_weights: Prefixes of weights that may be missing, since they are not used.
+
+    Raises:
+        ConfigurationError: If `max_length` is not a positive whole number.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        auto_class: Any,
+        *,
+        max_length: int | None = None,
+        optional_weights: Sequence[str] = (),
+    ) -> None:
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise ConfigurationError(
+                f"`max_length` must be a whole number of at least 1, got {max_length!r}."
+            )
+        self.checkpoint = checkpoint
+        self.tokenizer: Any = None
+        """The transformers tokenizer; `None` unless loaded."""
+        self.model: Any = None
+        """The transformers model in evaluation mode; `None` unless loaded."""
+        self.max_length = max_length
+        """The longest input in tokens; known once loaded."""
+        self._asked_max_length = max_length
+        self._auto_class = auto_class
+        self._optional_weights = optional_weights
+        self._pad_id = 0
+        self._n_special = 0
+        self._n_vocabulary: int | None = None
+        self._type_ids = False
+
+    def load(self, context: Context) -> None:
+        """
+        Open the model on the replica's device. Runs in the replica's thread.
+
+        On CPU, sets torch's compute threads to `context.threads` where given; torch keeps that
+        number for the whole process.
+
+        Raises:
+            ConfigurationError: If the model is unsafe, incomplete or not of a fitting kind.
+        """
+        device = torch.device(context.device)
+        if device.type == "cpu" and context.threads is not None:
+            torch.set_num_threads(context.threads)
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        dtype = resolve_dtype(self.checkpoint.dtype, device.type, capability)
+        self.tokenizer, self.model = self.checkpoint.load(
+            self._auto_class, dtype=dtype, device=device, optional_weights=self._optional_weights
+        )
+        self._read_facts()
+        logger.info(
+            "encoder.load.completed",
+            extra={"device": str(device), "dtype": str(dtype), "max_length": self.max_length},
+        )
+
+    def _read_facts(self) -> None:
+        tokenizer, name = self.tokenizer, self.checkpoint.name
+        if tokenizer.pad_token_id is None:
+            raise ConfigurationError(
+                f"The tokenizer of model {name!r} has no padding token, so texts cannot share a"
+                " batch. Use a model that was trained as an encoder."
+            )
+        advice = self.checkpoint.read_json("sentence_bert_config.json").get("max_seq_length")
+        self.max_length = resolve_max_length(
+            self._asked_max_length,
+            positions=n_positions(self.model),
+            advised=(tokenizer.model_max_length, advice),
+        )
+        self._n_special = tokenizer.num_special_tokens_to_add()
+        if self.max_length <= self._n_special:
+            raise ConfigurationError(
+                f"`max_length` must be more than the {self._n_special} special tokens that the"
+                f" tokenizer adds, got {self.max_length!r}."
+            )
+        self._pad_id = tokenizer.pad_token_id
+        self._n_vocabulary = getattr(self.model.config, "vocab_size", None)
+        self._type_ids = "token_type_ids" in tokenizer.model_input_names
+
+    def tokenize(self, text: str) -> Tokens:
+        """
+        Turn a text into at most `max_length` tokens, without padding.
+
+        Raises:
+            InvalidInputError: If the text has no token, is not valid Unicode, or holds a token
+                that the model does not know.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("`text` holds half a surrogate pair.", param="text") from None
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, return_attention_mask=False
+        )
+        ids = encoded["input_ids"]
+        if len(ids) <= self._n_special:
+            raise InvalidInputError(
+                "`text` holds nothing that the model reads; send at least one word.", param="text"
+            )
+        # On CUDA an id without an embedding would end the device for every later request.
+        if self._n_vocabulary is not None and max(ids) >= self._n_vocabulary:
+            raise InvalidInputError("`text` holds a token unknown to the model.", param="text")
+        return Tokens(ids, encoded["token_type_ids"] if self._type_ids else None)
+
+    def forward(self, batch: Sequence[Tokens]) -> tuple[Any, Tensor]:
+        """
+        Run a batch through the model; call it under `torch.inference_mode()`.
+
+        Returns:
+            What the model returns, and the mask: 1 for a token, 0 for padding, int64, shape
+            (batch, longest). Both are on the model's device.
+        """
+        device = self.model.device
+        on_cuda = device.type == "cuda"
+        arguments = {
+            name: tensor.to(device, non_blocking=on_cuda)
+            for name, tensor in pad_batch(batch, pad_id=self._pad_id, pin=on_cuda).items()
+        }
+        return self.model(**arguments), arguments["attention_mask"]
+
+    def unload(self) -> None:
+        """Free the model and give its memory back to the device; does nothing when not loaded."""
+        on_cuda = self.model is not None and self.model.device.type == "cuda"
+        self.tokenizer = self.model = None
+        if on_cuda:
+            torch.cuda.empty_cache()
+
+    def __repr__(self) -> str:
+        state = "not loaded" if self.model is None else f"{self.model.dtype} on {self.model.device}"
+        return f"<Encoder {self.checkpoint.name} {state}>"

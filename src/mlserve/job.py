@@ -1,0 +1,102 @@
+"""
+The job: one request on its way through the server, with the sink that takes its answer.
+
+Unary work is a stream of one: the same job carries either, and only its sink differs.
+"""
+
+import math
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from mlserve.handler import Call
+
+__all__ = ["Job", "Sink", "StageTimes"]
+
+
+class Sink(Protocol):
+    """Takes the answer of one job, exactly once; further answers are ignored. Event loop only."""
+
+    def result(self, value: Any) -> None:
+        """Take the response: the job succeeded."""
+
+    def fail(self, error: BaseException) -> None:
+        """Take the error: the job failed."""
+
+
+class StageTimes:
+    """How long the stages of one job took, in seconds, and in what company."""
+
+    __slots__ = ("batch_size", "chunks", "infer_s", "postprocess_s", "preprocess_s", "queue_s")
+
+    def __init__(self) -> None:
+        self.queue_s = 0.0
+        self.preprocess_s = 0.0
+        self.infer_s = 0.0
+        self.postprocess_s = 0.0
+        self.batch_size = 0
+        self.chunks = 0
+
+
+class Job:
+    """
+    One request: payload, deadline, priority, cost, key, cancel flag and sink.
+
+    Created and answered on the event loop; runners in other threads read it and write `payload`
+    and `times` while the job is theirs.
+
+    Args:
+        payload: The request; after `preprocess`, the input.
+        call: What the hooks may know of it; carries the deadline and the cancel flag.
+        timeout_s: The whole budget in seconds, for the message when it is spent.
+        priority: 0 is served first, 9 last.
+    """
+
+    __slots__ = (
+        "call",
+        "cost",
+        "enqueued_at",
+        "key",
+        "payload",
+        "priority",
+        "sink",
+        "stage",
+        "timeout_s",
+        "times",
+    )
+
+    def __init__(self, payload: Any, call: Call, *, timeout_s: float, priority: int = 0) -> None:
+        self.payload = payload
+        self.call = call
+        self.timeout_s = timeout_s
+        self.priority = priority
+        self.cost: int = 1
+        self.key: Hashable = None
+        self.enqueued_at: float = math.nan
+        """When it entered the queue, in monotonic seconds."""
+        self.stage = "preprocess"
+        """Where it is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
+        self.sink: Sink | None = None
+        self.times = StageTimes()
+
+    @property
+    def deadline(self) -> float:
+        """When its budget ends, in monotonic seconds."""
+        return self.call.deadline
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for its answer any more."""
+        return self.call.cancelled
+
+    def result(self, value: Any) -> None:
+        """Hand the response to the sink. Event loop only."""
+        if self.sink is not None:
+            self.sink.result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Hand the error to the sink. Event loop only."""
+        if self.sink is not None:
+            self.sink.fail(error)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.call.request_id} in {self.stage}, cost {self.cost}>"

@@ -1,0 +1,74 @@
+"""
+The states of a model and which may follow which. Pure: no clock, no thread, no asyncio.
+
+    unloaded → loading → warming → ready → draining → stopped
+                   ↘        ↘       ↓ ↑
+                    failed ←─┴──────┘ └─ failed (a replica came back)
+"""
+
+from enum import StrEnum
+
+__all__ = ["Lifecycle", "ModelState"]
+
+
+class ModelState(StrEnum):
+    """Where a model is in its life."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+_MOVES: dict[ModelState, frozenset[ModelState]] = {
+    ModelState.UNLOADED: frozenset({ModelState.LOADING, ModelState.STOPPED}),
+    ModelState.LOADING: frozenset({ModelState.WARMING, ModelState.FAILED, ModelState.DRAINING}),
+    ModelState.WARMING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.DRAINING}),
+    ModelState.READY: frozenset({ModelState.FAILED, ModelState.DRAINING}),
+    ModelState.FAILED: frozenset({ModelState.READY, ModelState.LOADING, ModelState.DRAINING}),
+    ModelState.DRAINING: frozenset({ModelState.STOPPED}),
+    ModelState.STOPPED: frozenset({ModelState.LOADING}),
+}
+
+
+class Lifecycle:
+    """
+    One model's state, with the reason for it. Only legal moves are possible.
+
+    Example:
+        >>> life = Lifecycle()
+        >>> life.move(ModelState.LOADING)
+        >>> life
+        <Lifecycle loading>
+    """
+
+    def __init__(self) -> None:
+        self.state = ModelState.UNLOADED
+        self.reason: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model answers requests."""
+        return self.state is ModelState.READY
+
+    def can_move(self, state: ModelState) -> bool:
+        """Whether the model may get into `state` from where it is."""
+        return state in _MOVES[self.state]
+
+    def move(self, state: ModelState, reason: str | None = None) -> None:
+        """
+        Get into another state.
+
+        Raises:
+            ValueError: If that state cannot follow the present one.
+        """
+        if not self.can_move(state):
+            raise ValueError(f"A model that is {self.state} cannot become {state}.")
+        self.state = state
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"<Lifecycle {self.state}{f': {self.reason}' if self.reason else ''}>"

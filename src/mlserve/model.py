@@ -1,0 +1,146 @@
+"""A model as user code sees it: what `Depends(server.model(...))` injects."""
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from mlserve.engine import Engine, Factory, Statistics
+from mlserve.errors import ConfigurationError, SchemaViolationError
+from mlserve.handler import Call
+from mlserve.job import Job
+
+__all__ = ["Model", "safe_details"]
+
+_numbers = itertools.count(1)
+_MAX_DETAILS = 10
+_LONGEST_PART = 64
+_LONGEST_MESSAGE = 200
+_QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
+
+
+class Model:
+    """
+    One loaded model; the same queue serves its HTTP routes and these methods.
+
+    Use it on the event loop of the server that it belongs to.
+
+    Args:
+        engine: The model's life.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def name(self) -> str:
+        """The name that it was added with."""
+        return self.engine.spec.name
+
+    @property
+    def version(self) -> str:
+        """Its version, such as `v1`."""
+        return self.engine.spec.version
+
+    @property
+    def state(self) -> str:
+        """Where it is in its life: `loading`, `warming`, `ready`, `draining`, `failed`, …."""
+        return self.engine.lifecycle.state.value
+
+    async def predict(
+        self, request: Any, *, timeout_s: float | None = None, priority: int = 0
+    ) -> Any:
+        """
+        Run one request through the queue.
+
+        Args:
+            request: An instance of the request type, or what can be validated as one.
+            timeout_s: The whole budget in seconds; at most `Limits.timeout_s`.
+            priority: 0 is served first, 9 last.
+
+        Returns:
+            An instance of the response type.
+
+        Raises:
+            MLServeError: Why there is no answer.
+        """
+        return await self.engine.predict(self._job(request, "predict", timeout_s, priority))
+
+    async def stream(
+        self, request: Any, *, timeout_s: float | None = None, priority: int = 0
+    ) -> AsyncIterator[Any]:
+        """
+        Yield the chunks of one request; leaving the iteration closes the handler's generator.
+
+        Args:
+            request: An instance of the request type, or what can be validated as one.
+            timeout_s: The whole budget in seconds; at most `Limits.stream_timeout_s`.
+            priority: 0 is served first, 9 last.
+
+        Raises:
+            MLServeError: Why there are no (more) chunks.
+        """
+        async with self.engine.stream(self._job(request, "stream", timeout_s, priority)) as stream:
+            async for chunk in stream:
+                yield chunk
+
+    async def reload(self, handler: Factory | None = None) -> None:
+        """
+        Load the model anew beside the old one and swap them; no request is lost.
+
+        Args:
+            handler: Gives handlers of the same types as before; `None` = as it was added.
+
+        Raises:
+            Exception: What loading raised; the old one then goes on serving.
+        """
+        await self.engine.reload(handler)
+
+    def statistics(self) -> Statistics:
+        """Say what the model has done and is doing."""
+        return self.engine.statistics()
+
+    def _job(self, request: Any, hook: str, timeout_s: float | None, priority: int) -> Job:
+        contract = self.engine.spec.contract
+        if not (contract.can_infer if hook == "predict" else contract.can_stream):
+            wanted = "infer" if hook == "predict" else "stream"
+            raise ConfigurationError(f"Model `{self.name}` has no `{wanted}`.")
+        try:
+            payload = contract.request.validate_python(request)
+        except ValidationError as exc:
+            raise SchemaViolationError(safe_details(exc), exc.error_count()) from exc
+        limits = self.engine.spec.limits
+        longest_s = limits.timeout_s if hook == "predict" else limits.stream_timeout_s
+        budget_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
+        call = Call(f"call-{next(_numbers)}", timeout_s=budget_s, clock=self.engine.clock)
+        return Job(payload, call, timeout_s=budget_s, priority=priority)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}/{self.version} {self.state}>"
+
+
+def safe_details(error: ValidationError, source: str | None = None) -> list[dict[str, object]]:
+    """
+    List what is wrong, at most ten entries, with neither the input's values nor context.
+
+    Args:
+        error: What pydantic found.
+        source: Where the input stood, such as `body`; the first part of each location.
+    """
+    details: list[dict[str, object]] = []
+    for entry in error.errors(include_url=False, include_input=False, include_context=False):
+        location = [
+            part if isinstance(part, int) else part[:_LONGEST_PART] for part in entry["loc"]
+        ]
+        message = _QUOTING_INPUT.get(entry["type"], entry["msg"])[:_LONGEST_MESSAGE]
+        details.append(
+            {
+                "type": entry["type"],
+                "loc": [source, *location] if source else location,
+                "msg": message,
+            }
+        )
+        if len(details) == _MAX_DETAILS:
+            break
+    return details

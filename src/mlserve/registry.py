@@ -1,0 +1,174 @@
+"""All models of a server by name and version, and their common start and end."""
+
+import asyncio
+import gc
+import logging
+import math
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from mlserve.engine import Engine
+from mlserve.errors import ConfigurationError, ModelNotFoundError
+from mlserve.execution.worker import TaskSet
+from mlserve.model import Model
+from mlserve.settings import ServerSettings
+
+__all__ = ["Registry", "version_number"]
+
+logger = logging.getLogger(__name__)
+
+_GC_THRESHOLD = 20_000
+
+
+class Registry:
+    """
+    The models of one server.
+
+    Args:
+        settings: How they are started and stopped.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.on_late_failure: Callable[[str], None] | None = None
+        """Ends the process when a model fails to load after the start; set by who runs it."""
+        self.is_draining = False
+        """Whether the server is shutting down."""
+        self.is_running = False
+        """Whether the models are loading, loaded or being unloaded."""
+        self.loaded = threading.Event()
+        """Set once every model is loaded or has failed; any thread may wait for it."""
+        self._models: dict[str, dict[str, Model]] = {}
+
+    def add(self, model: Model) -> None:
+        """
+        Register a model.
+
+        Raises:
+            ConfigurationError: If its name and version are taken.
+        """
+        versions = self._models.setdefault(model.name, {})
+        if model.version in versions:
+            raise ConfigurationError(
+                f"Model `{model.name}` has a version `{model.version}` already."
+                " Give one of them another name or version."
+            )
+        versions[model.version] = model
+        self._models[model.name] = dict(
+            sorted(versions.items(), key=lambda item: version_number(item[0]))
+        )
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """
+        Find a model; without a version, its newest.
+
+        Raises:
+            ModelNotFoundError: If there is none.
+        """
+        versions = self._models.get(name, {})
+        if version is None and versions:
+            return next(reversed(versions.values()))
+        if version is None or version not in versions:
+            raise ModelNotFoundError(name, version)
+        return versions[version]
+
+    def newest(self) -> dict[str, Model]:
+        """Give the newest version of each model, by name."""
+        return {name: self.get(name) for name in self._models}
+
+    def __iter__(self) -> Iterator[Model]:
+        return (model for versions in self._models.values() for model in versions.values())
+
+    def __len__(self) -> int:
+        return sum(len(versions) for versions in self._models.values())
+
+    @asynccontextmanager
+    async def running(self, wait_s: float | None = None) -> AsyncIterator[None]:
+        """
+        Load all models, serve, then drain and unload them.
+
+        Args:
+            wait_s: How long entering waits for models, in seconds; what is not loaded by then
+                goes on loading. `None` = the setting `startup_wait_s`.
+
+        Raises:
+            Exception: If a model cannot be loaded within that time and `on_load_failure` is
+                `exit`; the others are unloaded first.
+        """
+        self.is_draining = False
+        self.is_running = True
+        self.loaded.clear()
+        loads = TaskSet()
+        try:
+            await self._load_all(loads, self.settings.startup_wait_s if wait_s is None else wait_s)
+            with _relieved_gc(enabled=self.settings.freeze_gc):
+                yield
+        finally:
+            self.begin_drain()
+            await loads.close()
+            drain_s = self.settings.drain_s
+            await asyncio.gather(*(model.engine.stop(drain_s) for model in self))
+            self.is_running = False
+
+    def begin_drain(self) -> None:
+        """Turn `/ready` false and refuse new work."""
+        self.is_draining = True
+        for model in self:
+            model.engine.refuse_new_work()
+
+    async def _load_all(self, loads: TaskSet, wait_s: float) -> None:
+        tasks = [loads.spawn(self._load(model.engine)) for model in self]
+        if not tasks:
+            self.loaded.set()
+            return
+        done, late = await asyncio.wait(tasks, timeout=None if math.isinf(wait_s) else wait_s)
+        errors = [error for task in done if (error := task.result()) is not None]
+        if errors and self.settings.on_load_failure == "exit":
+            raise errors[0]
+        for task in late:
+            task.add_done_callback(self._note_late)
+        loads.spawn(self._note_loaded(tasks))
+
+    async def _note_loaded(self, tasks: "list[asyncio.Task[Exception | None]]") -> None:
+        await asyncio.wait(tasks)
+        self.loaded.set()
+
+    async def _load(self, engine: Engine) -> Exception | None:
+        """Load one model; its failure is logged there and returned here."""
+        try:
+            await engine.start(
+                load_timeout_s=self.settings.load_timeout_s,
+                health_period_s=self.settings.health_period_s,
+            )
+        except Exception as exc:
+            return exc
+        return None
+
+    def _note_late(self, task: "asyncio.Task[Exception | None]") -> None:
+        if task.cancelled() or task.exception() is not None or task.result() is None:
+            return
+        if self.settings.on_load_failure == "exit" and self.on_late_failure is not None:
+            self.on_late_failure(f"A model could not be loaded: {task.result()!r}")
+
+
+def version_number(version: str) -> int:
+    """Give the number of a version such as `v12`."""
+    return int(version[1:])
+
+
+@contextmanager
+def _relieved_gc(*, enabled: bool) -> Iterator[None]:
+    """Keep the collector from walking, again and again, what the models allocated for good."""
+    if not enabled:
+        yield
+        return
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(max(before[0], _GC_THRESHOLD), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

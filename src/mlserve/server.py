@@ -1,0 +1,367 @@
+"""`ModelServer`: collects handlers, builds the application, runs it. Nothing else."""
+
+import inspect
+import math
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Self, TypeVar, cast
+
+from fastapi import FastAPI
+from fastapi.params import Depends
+from starlette.middleware import Middleware
+
+from mlserve.contract import read_contract
+from mlserve.engine import Engine, Factory, ModelSpec
+from mlserve.errors import ConfigurationError
+from mlserve.handler import ModelHandler
+from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
+from mlserve.http.dependencies import make_model_dependency
+from mlserve.http.runner import run_server
+from mlserve.http.versioning import Mounted
+from mlserve.model import Model
+from mlserve.registry import Registry
+from mlserve.settings import Batching, Limits, Replicas, ServerSettings
+
+__all__ = ["ModelServer"]
+
+OptionT = TypeVar("OptionT")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"v[1-9][0-9]*")
+
+HandlerSource = (
+    type[ModelHandler[Any, Any, Any]]
+    | Callable[[], ModelHandler[Any, Any, Any]]
+    | ModelHandler[Any, Any, Any]
+)
+"""What `add` takes: a class, a zero-argument callable that gives a handler, or a handler."""
+
+
+class ModelServer:
+    """
+    Collects models and turns them into a FastAPI application.
+
+    Args:
+        title: The application's title.
+        version: The application's version, as OpenAPI shows it.
+        description: The application's description, in Markdown.
+        settings: The server's settings; `None` = from the environment.
+        dependencies: FastAPI dependencies of every route but the probes.
+        middleware: Further ASGI middleware of the built application, outermost first.
+        lifespan: Entered before the models load and left after they are unloaded, for pools and
+            clients; takes the application, as FastAPI's.
+
+    Raises:
+        ConfigurationError: If a setting is unknown.
+
+    Example:
+        >>> class Double(ModelHandler[float, float]):
+        ...     def infer(self, inputs: list[float]) -> list[float]:
+        ...         return [2 * value for value in inputs]
+        >>> ModelServer(title="Numbers").add("double", Double)
+        <ModelServer 'Numbers': double/v1>
+    """
+
+    def __init__(
+        self,
+        *,
+        title: str = "mlserve",
+        version: str = "0.1.0",
+        description: str | None = None,
+        settings: ServerSettings | None = None,
+        dependencies: Sequence[Any] = (),
+        middleware: Sequence[Middleware] = (),
+        lifespan: Lifespan | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else ServerSettings()
+        self.registry = Registry(self.settings)
+        """The models by name and version."""
+        self._plan = AppPlan(
+            title=title,
+            version=version,
+            description=description,
+            settings=self.settings,
+            registry=self.registry,
+            dependencies=_checked_dependencies(dependencies),
+            middleware=_checked_middleware(middleware),
+            lifespan=lifespan,
+        )
+        self._app: FastAPI | None = None
+        self._is_installed = False
+
+    def add(
+        self,
+        name: str,
+        handler: HandlerSource,
+        *,
+        version: str = "v1",
+        batching: Batching | None = None,
+        replicas: Replicas | None = None,
+        limits: Limits | None = None,
+        dependencies: Sequence[Any] = (),
+        path: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Self:
+        """
+        Add a model.
+
+        Args:
+            name: Its name in paths: letters, digits, `.`, `_`, `-`.
+            handler: A `ModelHandler` class, a callable that gives a handler, or a handler.
+            version: `v1`, `v2`, …; the highest one is the newest.
+            batching: How requests are gathered; `None` = the handler's own, else the default.
+            replicas: How many copies run and where; `None` likewise.
+            limits: What its requests may take.
+            dependencies: FastAPI dependencies of its routes.
+            path: Its predict path below the version, instead of `/models/{name}/predict`.
+            tags: Under which OpenAPI shows its routes.
+
+        Raises:
+            ConfigurationError: If anything of it cannot work; the message says what to do.
+        """
+        self._require_open()
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"A model's name must be 1 to 64 letters, digits, '.', '_' or '-', beginning with"
+                f" a letter or digit, got {name!r}."
+            )
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise ConfigurationError(f"`version` must be 'v1', 'v2' and so on, got {version!r}.")
+        if path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+            raise ConfigurationError(f"`path` must look like '/classify', got {path!r}.")
+        factory, example, is_instance = _as_factory(handler)
+        spec = ModelSpec(
+            name=name,
+            version=version,
+            contract=read_contract(type(example)),
+            factory=factory,
+            example=example,
+            batching=_option("batching", batching, example.batching, Batching),
+            replicas=_replicas_of(replicas, example, is_instance=is_instance),
+            limits=_option("limits", limits, None, Limits),
+        )
+        model = Model(Engine(spec))
+        self.registry.add(model)
+        self._plan.mounted.append(
+            Mounted(
+                model,
+                dependencies=_checked_dependencies(dependencies),
+                path=path,
+                tags=tags,
+            )
+        )
+        return self
+
+    def build(self) -> FastAPI:
+        """
+        Give the application; each call gives the same one.
+
+        Raises:
+            ConfigurationError: If two models claim one path, or the models are installed already.
+        """
+        if self._app is None:
+            if self._is_installed:
+                raise ConfigurationError("The models are installed in another application.")
+            self._app = build_app(self._plan)
+        return self._app
+
+    def install(self, app: FastAPI, prefix: str = "") -> None:
+        """
+        Add the models to an application that has its own routes, lifespan and error handlers.
+
+        Args:
+            app: The application; it must not have started.
+            prefix: What stands before every path, such as `/ml`.
+
+        Raises:
+            ConfigurationError: If a path is taken, or the models are in an application already.
+        """
+        self._require_open()
+        if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+            raise ConfigurationError(f"`prefix` must look like '/ml', got {prefix!r}.")
+        install_into(app, self._plan, prefix)
+        self._is_installed = True
+
+    def model(self, name: str, version: str | None = None) -> Callable[[], Awaitable[Model]]:
+        """
+        Make a FastAPI dependency that gives a model.
+
+        Args:
+            name: The model's name.
+            version: Its version; `None` = its newest.
+
+        Example:
+            >>> server = ModelServer()
+            >>> app = FastAPI()
+            >>> @app.get("/state")
+            ... async def state(model: Annotated[Model, Depends(server.model("double"))]) -> str:
+            ...     return model.state
+        """
+        return make_model_dependency(self.registry, name, version)
+
+    def model_for(self, name: str, version: str | None = None) -> Model:
+        """
+        Give a model.
+
+        Raises:
+            ModelNotFoundError: If there is none.
+        """
+        return self.registry.get(name, version)
+
+    def models(self) -> list[Model]:
+        """Give every model in every version."""
+        return list(self.registry)
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """
+        Load the models without HTTP, and unload them.
+
+        Waits until they are loaded, however long that takes.
+
+        Raises:
+            Exception: What a model's loading raised.
+        """
+        if self.registry.is_running:
+            raise ConfigurationError("The models are running already.")
+        async with AsyncExitStack() as stack:
+            if self._plan.lifespan is not None:
+                app = FastAPI() if self._is_installed else self.build()
+                await stack.enter_async_context(self._plan.lifespan(app))
+            await stack.enter_async_context(self.registry.running(wait_s=math.inf))
+            yield
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """
+        Wait, in another thread than the server's, until every model is loaded or has failed.
+
+        Returns:
+            Whether all are ready.
+        """
+        is_done = self.registry.loaded.wait(timeout_s)
+        return is_done and all(model.engine.lifecycle.is_ready for model in self.registry)
+
+    def run(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        workers: int = 1,
+        log_level: str = "info",
+        timeout_keep_alive_s: int = 5,
+    ) -> None:
+        """
+        Serve until SIGINT or SIGTERM; ends the process with 3 if the start fails.
+
+        Args:
+            host: The address to listen on.
+            port: The port to listen on; 0 = any free one.
+            workers: How many processes serve HTTP; only 1 in this version.
+            log_level: `debug`, `info`, `warning` or `error`.
+            timeout_keep_alive_s: After how many idle seconds a connection is closed.
+
+        Raises:
+            ConfigurationError: If `workers` is not 1.
+        """
+        if workers != 1:
+            raise ConfigurationError(f"`workers` must be 1 in this version, got {workers!r}.")
+        run_server(
+            self.build(),
+            self.registry,
+            host=host,
+            port=port,
+            log_level=log_level,
+            timeout_keep_alive_s=timeout_keep_alive_s,
+        )
+
+    def _require_open(self) -> None:
+        if self._app is not None or self._is_installed:
+            raise ConfigurationError("The application is built: add models before `build()`.")
+
+    def __repr__(self) -> str:
+        models = ", ".join(f"{model.name}/{model.version}" for model in self.registry)
+        return f"<ModelServer {self._plan.title!r}: {models}>"
+
+
+def _as_factory(
+    source: HandlerSource,
+) -> tuple[Factory, ModelHandler[Any, Any, Any], bool]:
+    """Give what makes handlers, one for examples, and whether `source` itself is the handler."""
+    if isinstance(source, ModelHandler):
+        handler: ModelHandler[Any, Any, Any] = source
+        return lambda: handler, handler, True
+    if not callable(source):
+        raise ConfigurationError(
+            f"`handler` must be a `ModelHandler` class, a callable that gives a handler, or a"
+            f" handler, got {source!r}."
+        )
+    factory = cast("Factory", source)
+    _require_no_arguments(source)
+    try:
+        example = factory()
+    except Exception as exc:
+        raise ConfigurationError(
+            f"{source!r} could not make a handler: {exc}. Heavy work belongs to `load`."
+        ) from exc
+    if not isinstance(example, ModelHandler):
+        raise ConfigurationError(
+            f"{source!r} gave {type(example).__name__!r}, which is no `ModelHandler`."
+        )
+    return factory, example, False
+
+
+def _require_no_arguments(source: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(source).bind()
+    except ValueError:  # no signature to look at
+        return
+    except TypeError as exc:
+        name = getattr(source, "__name__", "Handler")
+        raise ConfigurationError(
+            f"`{name}` cannot be made without arguments ({exc}). Pass"
+            f" `functools.partial({name}, …)` with them."
+        ) from exc
+
+
+def _replicas_of(
+    given: Replicas | None, example: ModelHandler[Any, Any, Any], *, is_instance: bool
+) -> Replicas:
+    options = _option("replicas", given, example.replicas, Replicas)
+    if is_instance and options.count != 1:
+        if given is not None:
+            raise ConfigurationError(
+                "A handler instance can be one replica only. Pass its class, or"
+                " `functools.partial` of it, to run several."
+            )
+        options = replace(options, count=1, threads_per_replica=None)
+    return options
+
+
+def _option(name: str, given: OptionT | None, own: OptionT | None, kind: type[OptionT]) -> OptionT:
+    for option in (given, own):
+        if option is not None:
+            if not isinstance(option, kind):
+                raise ConfigurationError(f"`{name}` must be `{kind.__name__}(…)`, got {option!r}.")
+            return option
+    return kind()
+
+
+def _checked_dependencies(dependencies: Sequence[Any]) -> list[Depends]:
+    for dependency in dependencies:
+        if not isinstance(dependency, Depends):
+            raise ConfigurationError(
+                f"`dependencies` must hold `Depends(…)` objects, got {dependency!r}."
+            )
+    return list(dependencies)
+
+
+def _checked_middleware(middleware: Sequence[Any]) -> list[Middleware]:
+    for entry in middleware:
+        if not isinstance(entry, Middleware):
+            raise ConfigurationError(
+                f"`middleware` must hold `starlette.middleware.Middleware(…)` objects,"
+                f" got {entry!r}."
+            )
+    return list(middleware)

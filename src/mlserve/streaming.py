@@ -1,0 +1,242 @@
+"""
+Streams: the bounded channel between a generator's thread and the event loop, and its reader.
+
+A full channel holds its own producer back, never anybody else; a consumer that leaves wakes the
+producer at once and tells it to stop.
+"""
+
+import asyncio
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from mlserve.errors import DeadlineExceededError
+from mlserve.job import Job
+from mlserve.settings import Limits
+
+__all__ = ["Channel", "ChannelClosed", "ChannelSink", "ModelStream"]
+
+ItemT = TypeVar("ItemT")
+
+
+class ChannelClosed(Exception):  # noqa: N818 - the regular end of a channel, not an error
+    """Raised by `get` when the producer has ended and everything was read."""
+
+
+class Channel(Generic[ItemT]):
+    """
+    One producer in any thread, one consumer on the event loop.
+
+    Args:
+        loop: The consumer's event loop.
+        capacity: How many items may wait to be read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = 16) -> None:
+        self._loop = loop
+        self._capacity = capacity
+        # The producer appends, the consumer pops; the semaphore counts the free places. The loop
+        # never waits for a lock of the producer's: release() and append() do not block.
+        self._items: deque[ItemT] = deque()
+        self._free = threading.Semaphore(capacity)
+        self._has_space = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._error: BaseException | None = None
+        self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the consumer has left."""
+        return self._closed
+
+    def put(self, item: ItemT) -> bool:
+        """Hand over an item; blocks while the channel is full. `False` = stop, nobody reads."""
+        self._free.acquire()
+        return self._append(item)
+
+    async def aput(self, item: ItemT) -> bool:
+        """Hand over an item from a producer on the event loop; as `put`, but awaits."""
+        while not self._free.acquire(blocking=False):
+            self._has_space.clear()
+            await self._has_space.wait()
+        return self._append(item)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that nothing more comes, or that it ended in an error. Any thread; once."""
+        if not self._ended:
+            self._error = error
+            self._ended = True
+            self._notify()
+
+    async def get(self, timeout_s: float | None = None) -> ItemT:
+        """
+        Take the next item. Event loop only.
+
+        Raises:
+            ChannelClosed: When the producer has ended.
+            TimeoutError: When nothing came within `timeout_s` seconds; nothing is lost then.
+            BaseException: What the producer gave to `end`, after all items were read.
+        """
+        has_waited = False
+        while not self._items:
+            if self._ended and not self._items:
+                raise self._error if self._error is not None else ChannelClosed
+            if has_waited:
+                raise TimeoutError
+            await self._wait(timeout_s)
+            has_waited = True
+        item = self._items.popleft()
+        self._free.release()
+        self._has_space.set()
+        return item
+
+    def close(self) -> None:
+        """Leave: the producer is woken and told to stop. Event loop only."""
+        if not self._closed:
+            self._closed = True
+            self._items.clear()
+            self._free.release()
+            self._has_space.set()
+
+    def _append(self, item: ItemT) -> bool:
+        if self._closed:
+            self._free.release()
+            return False
+        self._items.append(item)
+        self._notify()
+        return True
+
+    def _notify(self) -> None:
+        if self._waiter is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the loop is closed: nobody reads any more
+                self._closed = True
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiter = waiter
+        # The producer may have added something before it could see the waiter: look again.
+        if self._items or self._ended:
+            self._waiter = None
+            return
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "ended" if self._ended else "open"
+        return f"<Channel {len(self._items)} of {self._capacity}, {state}>"
+
+
+class ChannelSink:
+    """The sink of a streamed job: an error ends its channel."""
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
+
+    def result(self, value: Any) -> None:
+        """Streams have no single result: the channel's end is theirs."""
+        self._channel.end()
+
+    def fail(self, error: BaseException) -> None:
+        """End the channel with the error, after what is already in it."""
+        self._channel.end(error)
+
+
+class ModelStream:
+    """
+    The chunks of one request, as they come. Event loop only; read by one reader.
+
+    Use it as a context manager, or call `aclose`, so that the generator is told when nobody
+    reads any more.
+
+    Args:
+        job: The request.
+        channel: Where its chunks arrive.
+        limits: How long the first and each further chunk may take.
+        clock: Gives monotonic seconds.
+        on_close: Called once, when the reader has ended or left.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        channel: Channel[Any],
+        limits: Limits,
+        clock: Callable[[], float],
+        on_close: Callable[[Job], None],
+    ) -> None:
+        self.job = job
+        self._channel = channel
+        self._limits = limits
+        self._clock = clock
+        self._on_close = on_close
+        self._last_at = clock()
+        self._is_closed = False
+
+    async def next(self, timeout_s: float = math.inf) -> Any:
+        """
+        Give the next chunk.
+
+        Raises:
+            StopAsyncIteration: At the end.
+            TimeoutError: If nothing came within `timeout_s` seconds; the stream goes on.
+            MLServeError: What ended the stream before its end.
+        """
+        allowed_s = self._limits.idle_s if self.job.times.chunks else self._limits.first_chunk_s
+        left_s = math.inf if allowed_s is None else self._last_at + allowed_s - self._clock()
+        wait_s = min(left_s, timeout_s)
+        try:
+            chunk = await self._channel.get(None if math.isinf(wait_s) else max(0.0, wait_s))
+        except ChannelClosed:
+            await self.aclose()
+            raise StopAsyncIteration from None
+        except TimeoutError:
+            if left_s > timeout_s or allowed_s is None:
+                raise
+            await self.aclose()
+            raise DeadlineExceededError(self.job.stage, allowed_s) from None
+        except BaseException:
+            await self.aclose()
+            raise
+        self._last_at = self._clock()
+        self.job.times.chunks += 1
+        return chunk
+
+    async def aclose(self) -> None:
+        """Leave: the generator is closed in its own thread, at its next `yield`."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.job.call.cancel()
+            self._channel.close()
+            self._on_close(self.job)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self.next()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
