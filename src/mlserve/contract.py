@@ -177,7 +177,7 @@ def _type_arguments(cls: type) -> tuple[Any, Any, Any]:
 def _arguments_of(cls: type) -> tuple[Any, ...] | None:
     """Find the arguments of `ModelHandler[…]` through generic classes in between."""
     if cls is ModelHandler:
-        return ModelHandler.__parameters__  # type: ignore[attr-defined]  # set by Generic
+        return tuple(getattr(ModelHandler, "__parameters__", ()))
     for base in get_original_bases(cls):
         origin = get_origin(base) or base
         if not (isinstance(origin, type) and issubclass(origin, ModelHandler)):

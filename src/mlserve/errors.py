@@ -212,7 +212,7 @@ class CapacityError(MLServeError):
     status = 503
     code = "unavailable"
     kind = "CapacityError"
-    retry_after_s = 1.0
+    retry_after_s: float | None = 1.0
 
 
 class QueueFullError(CapacityError):

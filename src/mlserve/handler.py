@@ -140,8 +140,8 @@ class ModelHandler(Generic[RequestT, ResponseT, ChunkT]):
     `preprocess`, `cost`, `batch_key` and `postprocess` in a second thread of the replica, one at a
     time, beside `infer`; `stream` runs in a thread per stream. A hook that is `async def` runs on
     the event loop. Hooks of one request may take one more parameter named `call` (`infer`:
-    `calls`); that is what `*args` in the signatures below stands for. `__init__` should be cheap: heavy
-    work belongs to `load`.
+    `calls`); that is what `*args` in the signatures below stands for. `__init__` should be cheap:
+    heavy work belongs to `load`.
 
     With several replicas a request may be preprocessed by another replica than the one that infers
     it, so `preprocess` should leave its result in ordinary memory.
@@ -192,6 +192,8 @@ class ModelHandler(Generic[RequestT, ResponseT, ChunkT]):
 
         Args:
             inputs: What `preprocess` made, oldest first; from 1 to `Batching.max_size`.
+            *args: A handler that wants them takes `calls: list[Call]`, one per input.
+            **kwargs: Never given.
 
         Returns:
             One output per input, in order: any sequence, ndarray or tensor of that length. An

@@ -141,7 +141,7 @@ class Registry:
                 load_timeout_s=self.settings.load_timeout_s,
                 health_period_s=self.settings.health_period_s,
             )
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - user code may raise anything
             return exc
         return None
 

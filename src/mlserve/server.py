@@ -91,7 +91,7 @@ class ModelServer:
         self._app: FastAPI | None = None
         self._is_installed = False
 
-    def add(
+    def add(  # noqa: PLR0913 - one keyword per aspect of a model
         self,
         name: str,
         handler: HandlerSource,
@@ -122,12 +122,12 @@ class ModelServer:
             ConfigurationError: If anything of it cannot work; the message says what to do.
         """
         self._require_open()
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(str(name)):
             raise ConfigurationError(
                 f"A model's name must be 1 to 64 letters, digits, '.', '_' or '-', beginning with"
                 f" a letter or digit, got {name!r}."
             )
-        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        if not _VERSION.fullmatch(str(version)):
             raise ConfigurationError(f"`version` must be 'v1', 'v2' and so on, got {version!r}.")
         if path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
             raise ConfigurationError(f"`path` must look like '/classify', got {path!r}.")

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -20,24 +20,20 @@ __all__ = ["Batching", "Cors", "Limits", "Replicas", "Restart", "ServerSettings"
 ENVIRONMENT_PREFIX = "MLSERVE_"
 
 
-def _at_least(name: str, value: float | None, least: float) -> None:
-    if value is None:
-        return
+def _at_least(name: str, value: Any, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         raise ConfigurationError(f"`{name}` must be a number, got {value!r}.")
     if value < least:
         raise ConfigurationError(f"`{name}` must be at least {least:g}, got {value!r}.")
 
 
-def _positive(name: str, value: float | None) -> None:
+def _positive(name: str, value: Any) -> None:
     _at_least(name, value, 0)
     if value == 0:
         raise ConfigurationError(f"`{name}` must be more than 0, got {value!r}.")
 
 
-def _whole(name: str, value: int | None, least: int) -> None:
-    if value is None:
-        return
+def _whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"`{name}` must be a whole number, got {value!r}.")
     _at_least(name, value, least)
@@ -68,8 +64,10 @@ class Batching:
         _at_least("max_wait_s", self.max_wait_s, 0)
         if math.isinf(self.max_wait_s):
             raise ConfigurationError("`max_wait_s` must be finite.")
-        _whole("max_cost", self.max_cost, 1)
-        _positive("target_latency_s", self.target_latency_s)
+        if self.max_cost is not None:
+            _whole("max_cost", self.max_cost, 1)
+        if self.target_latency_s is not None:
+            _positive("target_latency_s", self.target_latency_s)
         if self.padded and self.max_cost is None:
             raise ConfigurationError(
                 "`padded=True` says how a batch's cost is counted, so it needs `max_cost`."
@@ -128,7 +126,8 @@ class Replicas:
                     f" got {self.devices!r}."
                 )
             object.__setattr__(self, "devices", tuple(self.devices))
-        _whole("threads_per_replica", self.threads_per_replica, 1)
+        if self.threads_per_replica is not None:
+            _whole("threads_per_replica", self.threads_per_replica, 1)
         _whole("max_streams", self.max_streams, 1)
 
 
@@ -157,8 +156,11 @@ class Limits:
     """Whether clients may set `X-Request-Priority`."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "stream_timeout_s", "first_chunk_s", "idle_s"):
-            _positive(name, getattr(self, name))
+        _positive("timeout_s", self.timeout_s)
+        _positive("stream_timeout_s", self.stream_timeout_s)
+        for name in ("first_chunk_s", "idle_s"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         if self.max_queue_size != "auto":
             _whole("max_queue_size", self.max_queue_size, 1)
         _whole("max_body_bytes", self.max_body_bytes, 1)

@@ -17,17 +17,28 @@ class Queued(Protocol):
     """What the queue reads of a request."""
 
     @property
-    def priority(self) -> int: ...
+    def priority(self) -> int:
+        """0 is served first."""
+
     @property
-    def key(self) -> Hashable: ...
+    def key(self) -> Hashable:
+        """With what it may share a batch."""
+
     @property
-    def cost(self) -> int: ...
+    def cost(self) -> int:
+        """What it adds to a batch."""
+
     @property
-    def deadline(self) -> float: ...
+    def deadline(self) -> float:
+        """When it expires, in monotonic seconds."""
+
     @property
-    def abandoned(self) -> bool: ...
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+
     @property
-    def enqueued_at(self) -> float: ...
+    def enqueued_at(self) -> float:
+        """When it was put here, in monotonic seconds."""
 
 
 ItemT = TypeVar("ItemT", bound=Queued)

@@ -98,7 +98,7 @@ class Pipeline:
         except ModelOutputError as exc:
             logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
             return [exc] * len(jobs)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - user code may raise anything
             if len(jobs) > 1 and self.contract.handler_class.idempotent:
                 middle = len(jobs) // 2
                 first = yield from self.infer(jobs[:middle])

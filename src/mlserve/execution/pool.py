@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from mlserve.execution.thread import Prepared, ThreadReplica
@@ -169,7 +168,7 @@ class ReplicaPool:
             replica = self._make(number)
             self._replicas[number] = replica
             try:
-                await replica.start(self._batching, partial(bool))
+                await replica.start(self._batching, _nothing)
             except Exception:
                 logger.exception("replica.restart.failed", extra={"attempt": attempt})
                 await replica.close()
@@ -187,3 +186,7 @@ class ReplicaPool:
 
     def __repr__(self) -> str:
         return f"<ReplicaPool {self.n_serving} of {len(self._replicas)} serving>"
+
+
+def _nothing() -> None:
+    """A restarted replica's warm-up does not change the model's state."""

@@ -36,7 +36,7 @@ def run_here(stage: Stage[ResultT], handler: Any) -> ResultT:
         while True:
             try:
                 value = _call(handler, step)
-            except (Exception, SystemExit) as exc:
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
                 step = stage.throw(_as_exception(exc))
             else:
                 step = stage.send(value)
@@ -51,7 +51,7 @@ async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> Resu
         while True:
             try:
                 value = await _call_mixed(handler, step, worker)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - user code may raise anything
                 step = stage.throw(exc)
             else:
                 step = stage.send(value)

@@ -34,7 +34,7 @@ def run_stream(
         for chunk in generator:
             if job.abandoned or not channel.put(pipeline.contract.chunk.accept(chunk)):
                 break
-    except (Exception, SystemExit) as exc:
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
         error = _as_stream_error(exc, pipeline, job)
     finally:
         try:
@@ -62,7 +62,7 @@ async def run_async_stream(
             accepted = pipeline.contract.chunk.accept(chunk)
             if job.abandoned or not await channel.aput(accepted):
                 break
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - user code may raise anything
         error = _as_stream_error(exc, pipeline, job)
     finally:
         try:

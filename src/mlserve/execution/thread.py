@@ -86,7 +86,7 @@ class ThreadReplica:
         self._load_begun = True
         await self._run_stage(self._pipeline.load())
         on_warming()
-        return await self._run_stage(self._pipeline.warm_up(batching))
+        return int(await self._run_stage(self._pipeline.warm_up(batching)))
 
     def prepare(self, job: Job, then: Prepared) -> None:
         """Preprocess a job, then call `then` with it and what went wrong, if anything did."""
@@ -206,7 +206,7 @@ class ThreadReplica:
         started = self._pipeline.clock()
         try:
             outcomes = await run_mixed(self._pipeline.infer(batch), self._handler, self._main)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - user code may raise anything
             outcomes = [as_model_error(exc, "infer", self.context.name)] * len(batch)
         self._inferred(batch, outcomes, self._pipeline.clock() - started, done)
 
@@ -214,7 +214,7 @@ class ThreadReplica:
         """Give an outcome for every job whatever happens: a lost one would hang its client."""
         try:
             return run()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - user code may raise anything
             return [as_model_error(exc, "infer", self.context.name)] * len(batch)
 
     def _inferred(

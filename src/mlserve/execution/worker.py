@@ -82,7 +82,7 @@ class Worker:
         def task() -> None:
             try:
                 value = function()
-            except (Exception, SystemExit) as exc:
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
                 self._mailbox.post(_fail, future, exc)
             else:
                 self._mailbox.post(_resolve, future, value)

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from fastapi import Body, Query
 from pydantic import BaseModel
@@ -46,7 +46,7 @@ def body_signature(engine: Engine, name: str, summary: str) -> Callable[..., Any
             f"example {number}": {"value": value}
             for number, value in enumerate(example_values(engine), start=1)
         }
-        body = Body(openapi_examples=examples) if examples else Body()
+        body = Body(openapi_examples=cast("Any", examples)) if examples else Body()
     return _signature(name, summary, "body", Annotated[contract.request_type, body])
 
 

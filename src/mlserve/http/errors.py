@@ -142,7 +142,8 @@ def _describe_http(
     kind = "RequestError" if status < 500 else "ServerError"
     if status in (429, 503, 504):
         kind = "CapacityError"
-    text = error.detail if isinstance(error.detail, str) else HTTPStatus(status).phrase
+    detail: Any = error.detail  # FastAPI's may be any JSON value
+    text = detail if isinstance(detail, str) else HTTPStatus(status).phrase
     headers = dict(error.headers) if isinstance(error.headers, Mapping) else {}
     retry = headers.get("Retry-After", "")
     retry_after_s = float(retry) if retry.isdigit() else None

@@ -21,6 +21,7 @@ class FakeClock:
         self.now = now
 
     def __call__(self) -> float:
+        """Say what time it is, in monotonic seconds."""
         return self.now
 
     def advance(self, seconds: float) -> None:
