@@ -8,6 +8,7 @@ file runs on the event loop.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import Any
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.cost_model import queue_capacity
 from mlserve.batching.queue import RequestQueue
-from mlserve.contract import Contract
 from mlserve.errors import (
     AbandonedError,
+    ConfigurationError,
     DeadlineExceededError,
     DrainingError,
     MLServeError,
@@ -26,38 +27,18 @@ from mlserve.errors import (
     ModelNotReadyError,
     QueueFullError,
 )
-from mlserve.execution.devices import device_of
-from mlserve.execution.pipeline import Pipeline
+from mlserve.execution.placement import ThreadPlacement
 from mlserve.execution.pool import ReplicaPool
-from mlserve.execution.thread import ThreadReplica
-from mlserve.execution.worker import Mailbox
-from mlserve.handler import Context, ModelHandler
-from mlserve.job import Job
+from mlserve.job import FutureSink, Job
 from mlserve.lifecycle import Lifecycle, ModelState
-from mlserve.settings import Batching, Limits, Replicas
+from mlserve.spec import Factory, ModelSpec
 from mlserve.streaming import Channel, ChannelSink, ModelStream
 
-__all__ = ["Engine", "Factory", "ModelSpec", "Statistics"]
+__all__ = ["Engine", "Statistics"]
 
 logger = logging.getLogger(__name__)
 
-Factory = Callable[[], ModelHandler[Any, Any, Any]]
-"""Gives a handler for one replica; its `load` has not been called."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """One model as it was added: what it is called, what it is and what it may use."""
-
-    name: str
-    version: str
-    contract: Contract
-    factory: Factory
-    example: ModelHandler[Any, Any, Any]
-    """A handler that is never loaded, to ask for its `examples`."""
-    batching: Batching
-    replicas: Replicas
-    limits: Limits
+_UNLOAD_AFTER_FAILURE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,25 +63,6 @@ class Statistics:
     """How many requests a batch held on average; 0 before the first."""
 
 
-class FutureSink:
-    """The sink of a unary job; only the first answer counts."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        self._future = future
-
-    def result(self, value: Any) -> None:
-        """Resolve the future, unless nobody waits any more."""
-        if not self._future.done():
-            self._future.set_result(value)
-
-    def fail(self, error: BaseException) -> None:
-        """Fail the future, unless nobody waits any more."""
-        if not self._future.done():
-            self._future.set_exception(error)
-
-
 class Engine:
     """
     One model: its replicas, its queue and the requests in flight.
@@ -114,17 +76,20 @@ class Engine:
         self.spec = spec
         self.clock = clock
         self.lifecycle = Lifecycle()
-        self.progress: dict[int, tuple[float, str]] = {}
-        """How far each replica has come in `load`: fraction and note."""
-        self._pipeline = Pipeline(spec.contract, spec.name, clock)
+        self._placement = ThreadPlacement(spec, self._note_change, clock)
         self._queue: RequestQueue[Job] = RequestQueue(self._capacity_at_first())
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._n_requests = 0
-        self._mailbox: Mailbox | None = None
-        self._pool = self._make_pool(spec.factory)
+        self._health_period_s = math.inf
+        self._pool = self._placement.make_pool()
         self._batcher = Batcher(spec.batching, self._pool, self._queue, clock)
+
+    @property
+    def progress(self) -> dict[int, tuple[float, str]]:
+        """How far each replica has come in `load`: fraction and note."""
+        return self._placement.progress
 
     async def start(self, *, load_timeout_s: float | None, health_period_s: float) -> None:
         """
@@ -137,25 +102,25 @@ class Engine:
         self.lifecycle.move(ModelState.LOADING)
         started = self.clock()
         # What belongs to an event loop is made here: an engine may be started again on another.
-        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._placement.attach()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.progress.clear()
-        self._pool = self._make_pool(self.spec.factory)
+        self._pool = self._placement.make_pool()
         self._batcher.use(self._pool)
         try:
             async with asyncio.timeout(load_timeout_s):
                 n_examples = await self._pool.start(self._note_warming)
-        except BaseException as exc:
+        except Exception as exc:
             self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
+            await self._close(self._pool, _UNLOAD_AFTER_FAILURE_S)
             raise
         if n_examples == 0:
             logger.warning("Model %s has no `examples`: nothing was warmed up.", self.spec.name)
         self._note_warming()
         self.lifecycle.move(ModelState.READY)
-        if self.spec.contract.hooks["health"].overridden:
-            self._pool.watch_health(health_period_s)
+        self._health_period_s = health_period_s
+        self._pool.watch_health(health_period_s)
         about = {**self._about(), "load_s": round(self.clock() - started, 3)}
         logger.info("model.load.completed", extra=about)
         self._batcher.wake()
@@ -181,11 +146,7 @@ class Engine:
             for job in list(self._jobs):
                 self._give_up(job, DrainingError(self.spec.name))
         self._batcher.close()
-        try:
-            async with asyncio.timeout(max(drain_s, 1.0)):
-                await self._pool.close()
-        except TimeoutError:
-            logger.error("model.unload.abandoned", extra=self._about())
+        await self._close(self._pool, max(drain_s, 1.0))
         if self.lifecycle.can_move(ModelState.STOPPED):
             self.lifecycle.move(ModelState.STOPPED)
 
@@ -193,20 +154,29 @@ class Engine:
         """
         Load new replicas beside the old ones, swap, drain and unload the old.
 
+        Args:
+            factory: Gives handlers of the same types; `None` = as the model was added.
+
         Raises:
+            ConfigurationError: If the new handler has other types, or the model is an instance.
             Exception: What loading raised; the old replicas then go on serving.
         """
-        new = self._make_pool(factory or self.spec.factory)
+        if factory is None and self.spec.is_instance:
+            raise ConfigurationError(
+                "A handler instance cannot be loaded beside itself. Give `reload` a new one."
+            )
+        new = self._placement.make_pool(factory)
         try:
-            await new.start(lambda: None)
+            await new.start(_nothing)
         except BaseException:
-            await new.close()
+            await self._close(new, _UNLOAD_AFTER_FAILURE_S)
             raise
         old, self._pool = self._pool, new
         self._batcher.use(new)
+        new.adopt(old.retire())
+        new.watch_health(self._health_period_s)
+        self._note_change()
         await old.close()
-        if self.lifecycle.state is ModelState.FAILED:
-            self.lifecycle.move(ModelState.READY)
 
     async def predict(self, job: Job) -> Any:
         """
@@ -317,26 +287,13 @@ class Engine:
             raise ModelFailedError(self.spec.name, life.reason or "it broke down")
         raise ModelNotReadyError(self.spec.name, life.state)
 
-    def _make_pool(self, factory: Factory) -> ReplicaPool:
-        def make(number: int) -> ThreadReplica:
-            mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
-            return ThreadReplica(factory(), self._pipeline, self._context(number), mailbox)
-
-        return ReplicaPool(make, self.spec.replicas, self.spec.batching, self._note_change)
-
-    def _context(self, number: int) -> Context:
-        def report(fraction: float, note: str) -> None:
-            if self._mailbox is not None:
-                self._mailbox.post(self.progress.__setitem__, number, (fraction, note))
-
-        return Context(
-            name=self.spec.name,
-            version=self.spec.version,
-            device=device_of(number, self.spec.replicas),
-            replica=number,
-            threads=self.spec.replicas.threads_per_replica,
-            report=report,
-        )
+    async def _close(self, pool: ReplicaPool, timeout_s: float) -> None:
+        """Unload replicas; a hook that does not return by then is left alone."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await pool.close()
+        except TimeoutError:
+            logger.error("model.unload.abandoned", extra=self._about())
 
     def _note_warming(self) -> None:
         if self.lifecycle.state is ModelState.LOADING:
@@ -369,3 +326,7 @@ class Engine:
     def __repr__(self) -> str:
         life = self.lifecycle.state
         return f"<Engine {self.spec.name}/{self.spec.version} {life}, {len(self._jobs)} in flight>"
+
+
+def _nothing() -> None:
+    """Replicas that are loaded beside others do not change the model's state."""

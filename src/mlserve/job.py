@@ -4,13 +4,14 @@ The job: one request on its way through the server, with the sink that takes its
 Unary work is a stream of one: the same job carries either, and only its sink differs.
 """
 
+import asyncio
 import math
 from collections.abc import Hashable
 from typing import Any, Protocol
 
 from mlserve.handler import Call
 
-__all__ = ["Job", "Sink", "StageTimes"]
+__all__ = ["FutureSink", "Job", "Sink", "StageTimes"]
 
 
 class Sink(Protocol):
@@ -21,6 +22,25 @@ class Sink(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Take the error: the job failed."""
+
+
+class FutureSink:
+    """The sink of a unary job; only the first answer counts."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+
+    def result(self, value: Any) -> None:
+        """Resolve the future, unless nobody waits any more."""
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Fail the future, unless nobody waits any more."""
+        if not self._future.done():
+            self._future.set_exception(error)
 
 
 class StageTimes:

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlserve.engine import Engine, Factory, Statistics
+from mlserve.engine import Engine, Statistics
 from mlserve.errors import ConfigurationError, SchemaViolationError
 from mlserve.handler import Call
 from mlserve.job import Job
+from mlserve.spec import Factory
 
 __all__ = ["Model", "safe_details"]
 

@@ -13,7 +13,7 @@ from fastapi.params import Depends
 from starlette.middleware import Middleware
 
 from mlserve.contract import read_contract
-from mlserve.engine import Engine, Factory, ModelSpec
+from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
 from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
@@ -23,6 +23,7 @@ from mlserve.http.versioning import Mounted
 from mlserve.model import Model
 from mlserve.registry import Registry
 from mlserve.settings import Batching, Limits, Replicas, ServerSettings
+from mlserve.spec import Factory, ModelSpec
 
 __all__ = ["ModelServer"]
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mlserve.execution.thread import Prepared, ThreadReplica
@@ -19,6 +20,16 @@ from mlserve.streaming import Channel
 __all__ = ["ReplicaPool"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for a replica."""
+
+    prepares: deque[tuple[Job, Prepared]]
+    """Jobs to preprocess."""
+    streams: deque[tuple[Job, Channel[Any], Callable[[], None]]]
+    """Preprocessed streams, and what to call once they wait no longer."""
 
 
 class ReplicaPool:
@@ -114,14 +125,24 @@ class ReplicaPool:
                 return
 
     def watch_health(self, period_s: float) -> None:
-        """Begin to call `health` of each replica every `period_s` seconds."""
+        """Begin to call the `health` hook of each replica, if there is one, every so often."""
+        if not any(replica.has_health for replica in self._replicas):
+            return
         for number in range(len(self._replicas)):
             self._tasks.spawn(self._keep_healthy(number, period_s))
 
-    async def wait_idle(self) -> None:
-        """Wait until no hook of any request runs."""
-        for replica in self._replicas:
-            await replica.wait_idle()
+    def retire(self) -> Waiting:
+        """Take nothing more, and give up what waits here: another pool is to `adopt` it."""
+        self._serving = []
+        waiting = Waiting(self._waiting_prepares, self._waiting_streams)
+        self._waiting_prepares, self._waiting_streams = deque(), deque()
+        return waiting
+
+    def adopt(self, waiting: Waiting) -> None:
+        """Serve what waited in another pool."""
+        self._waiting_prepares.extend(waiting.prepares)
+        self._waiting_streams.extend(waiting.streams)
+        self._resume()
 
     async def close(self) -> None:
         """Wait for what runs and unload every replica."""

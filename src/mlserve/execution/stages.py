@@ -6,6 +6,7 @@ knows no thread and no event loop. So one stage serves sync and async handlers, 
 a process: only the driver differs.
 """
 
+import asyncio
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from mlserve.contract import Hook
 from mlserve.execution.worker import Worker
 
-__all__ = ["Stage", "Step", "run_here", "run_mixed"]
+__all__ = ["Stage", "Step", "as_exception", "run_here", "run_mixed"]
 
 ResultT = TypeVar("ResultT")
 
@@ -36,8 +37,8 @@ def run_here(stage: Stage[ResultT], handler: Any) -> ResultT:
         while True:
             try:
                 value = _call(handler, step)
-            except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
-                step = stage.throw(_as_exception(exc))
+            except BaseException as exc:  # noqa: BLE001 - user code may raise anything
+                step = stage.throw(as_exception(exc))
             else:
                 step = stage.send(value)
     except StopIteration as stop:
@@ -51,8 +52,11 @@ async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> Resu
         while True:
             try:
                 value = await _call_mixed(handler, step, worker)
-            except Exception as exc:  # noqa: BLE001 - user code may raise anything
-                step = stage.throw(exc)
+            except BaseException as exc:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # it is we who are cancelled, not something within the hook
+                step = stage.throw(as_exception(exc))
             else:
                 step = stage.send(value)
     except StopIteration as stop:
@@ -86,7 +90,13 @@ async def _call_mixed(handler: Any, step: Step, worker: Worker) -> Any:
         await value.aclose()
 
 
-def _as_exception(error: Exception | SystemExit) -> Exception:
-    if isinstance(error, SystemExit):
-        return RuntimeError("A hook called `sys.exit`.")
-    return error
+def as_exception(error: BaseException) -> Exception:
+    """
+    Give an exception that may be handled as the failure of a hook.
+
+    `SystemExit`, a `CancelledError` and their like would end the thread or task that serves
+    everybody else.
+    """
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"A hook raised {type(error).__name__}.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlserve.errors import MLServeError, ModelOutputError
 from mlserve.execution.pipeline import Pipeline, as_model_error
+from mlserve.execution.stages import as_exception
 from mlserve.job import Job
 from mlserve.streaming import Channel
 
@@ -34,13 +35,13 @@ def run_stream(
         for chunk in generator:
             if job.abandoned or not channel.put(pipeline.contract.chunk.accept(chunk)):
                 break
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
+    except BaseException as exc:  # noqa: BLE001 - user code may raise anything
         error = _as_stream_error(exc, pipeline, job)
     finally:
         try:
             if generator is not None and hasattr(generator, "close"):
                 generator.close()
-        except (Exception, SystemExit):
+        except BaseException:
             logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
         channel.end(error)
         ended()
@@ -92,4 +93,4 @@ def _as_stream_error(error: BaseException, pipeline: Pipeline, job: Job) -> MLSe
     if isinstance(error, ModelOutputError):
         logger.error("stream.chunk.refused: %s", error, extra={"model": pipeline.name})
         return error
-    return as_model_error(error, "stream", pipeline.name, job)
+    return as_model_error(as_exception(error), "stream", pipeline.name, job)

@@ -132,6 +132,11 @@ class ThreadReplica:
         )
         thread.start()
 
+    @property
+    def has_health(self) -> bool:
+        """Whether the handler has a `health` hook."""
+        return self._pipeline.contract.hooks["health"].overridden
+
     async def check_health(self) -> None:
         """
         Call the `health` hook, between two batches.

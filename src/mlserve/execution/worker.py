@@ -69,7 +69,7 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def submit(self, task: Callable[[], None]) -> None:
-        """Run `task`, which must not raise, after those submitted before. Event loop only."""
+        """Run `task`, which should not raise, after those submitted before. Event loop only."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -82,7 +82,7 @@ class Worker:
         def task() -> None:
             try:
                 value = function()
-            except (Exception, SystemExit) as exc:  # noqa: BLE001 - user code may raise anything
+            except BaseException as exc:  # noqa: BLE001 - user code may raise anything
                 self._mailbox.post(_fail, future, exc)
             else:
                 self._mailbox.post(_resolve, future, value)
@@ -98,7 +98,10 @@ class Worker:
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            task()
+            try:
+                task()
+            except BaseException:
+                logger.exception("worker.task.failed")
             del task  # must not keep a batch's tensors alive while the thread is idle
 
 
@@ -133,9 +136,9 @@ def _resolve(future: asyncio.Future[Any], value: Any) -> None:
         future.set_result(value)
 
 
-def _fail(future: asyncio.Future[Any], error: Exception | SystemExit) -> None:
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if future.done():
         return
-    if isinstance(error, SystemExit | StopIteration):  # futures cannot carry these
-        error = RuntimeError(f"A hook raised {type(error).__name__}.")
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        error = RuntimeError(f"A hook raised {type(error).__name__}.")  # futures cannot carry it
     future.set_exception(error)

@@ -13,9 +13,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import HTMLResponse
 
-from mlserve.http.documented import example_values
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
-from mlserve.http.health import describe_model, make_health, make_ready
+from mlserve.http.health import make_health, make_ready
+from mlserve.http.listing import ModelListing
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
 from mlserve.http.schemas import ErrorBody, HealthBody, ModelInfo, ModelList, ReadyBody
@@ -120,45 +120,21 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
     """Add `/v1/models` and `/v1/models/{name}` for each version in use."""
     for version in sorted({mount.model.version for mount in plan.mounted} | {"v1"}):
-        describe = _Describer(routes, plan, version)
+        listing = ModelListing(routes, plan.mounted, plan.registry, version)
         options: dict[str, Any] = {
             "dependencies": list(plan.dependencies),
             "tags": ["server"],
         }
-        routes.add_plain(f"/{version}/models", describe.all, response_model=ModelList, **options)
+        routes.add_plain(
+            f"/{version}/models", listing.list_models, response_model=ModelList, **options
+        )
         routes.add_plain(
             f"/{version}/models/{{name}}",
-            describe.one,
+            listing.get_model,
             response_model=ModelInfo,
             responses=documented_errors(ErrorBody, (404,)),
             **options,
         )
-
-
-class _Describer:
-    """The endpoints that describe the models of one version."""
-
-    def __init__(self, routes: ModelRoutes, plan: AppPlan, version: str) -> None:
-        self._routes = routes
-        self._plan = plan
-        self._version = version
-
-    async def all(self) -> ModelList:
-        """List the models of this version."""
-        mounted = [m for m in self._plan.mounted if m.model.version == self._version]
-        return ModelList(data=[self._describe(mount) for mount in mounted])
-
-    async def one(self, name: str) -> ModelInfo:
-        """Describe one model of this version."""
-        model = self._plan.registry.get(name, self._version)
-        return next(self._describe(m) for m in self._plan.mounted if m.model is model)
-
-    def _describe(self, mount: Mounted) -> ModelInfo:
-        name = mount.model.name
-        versions = [m.model.version for m in self._plan.mounted if m.model.name == name]
-        info = describe_model(mount.model, versions, self._routes.paths_of(mount))
-        examples = example_values(mount.model.engine)
-        return info.model_copy(update={"example": examples[0] if examples else None})
 
 
 def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
@@ -175,17 +151,19 @@ def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
 
 
 def _own_middleware(settings: ServerSettings) -> list[Middleware]:
-    stack = [
+    """Give the stack, outermost first; CORS is outside so that error answers have its headers."""
+    stack = []
+    if settings.cors is not None:
+        options = settings.cors.model_dump()
+        options["max_age"] = options.pop("max_age_s")
+        stack.append(Middleware(CORSMiddleware, **options))
+    stack.append(
         Middleware(
             ServingMiddleware,
             request_id_header=settings.request_id_header,
             max_body_bytes=settings.max_body_bytes,
         )
-    ]
-    if settings.cors is not None:
-        options = settings.cors.model_dump()
-        options["max_age"] = options.pop("max_age_s")
-        stack.append(Middleware(CORSMiddleware, **options))
+    )
     if settings.gzip_min_bytes is not None:
         stack.append(Middleware(GZipMiddleware, minimum_size=settings.gzip_min_bytes))
     return stack

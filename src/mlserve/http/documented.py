@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from mlserve.contract import Contract
-from mlserve.engine import Engine
+from mlserve.spec import ModelSpec
 
 __all__ = [
     "EventStreamDocument",
@@ -36,17 +36,17 @@ class EventStreamDocument(JSONResponse):
     media_type = "text/event-stream"
 
 
-def body_signature(engine: Engine, name: str, summary: str) -> Callable[..., Any]:
+def body_signature(
+    contract: Contract, examples: list[Any], name: str, summary: str
+) -> Callable[..., Any]:
     """Make a function whose body parameter is the model's request."""
-    contract = engine.spec.contract
     if contract.upload_fields:
         body = Body(media_type="multipart/form-data")
     else:
-        examples = {
-            f"example {number}": {"value": value}
-            for number, value in enumerate(example_values(engine), start=1)
+        shown = {
+            f"example {number}": {"value": value} for number, value in enumerate(examples, start=1)
         }
-        body = Body(openapi_examples=cast("Any", examples)) if examples else Body()
+        body = Body(openapi_examples=cast("Any", shown)) if shown else Body()
     return _signature(name, summary, "body", Annotated[contract.request_type, body])
 
 
@@ -65,17 +65,17 @@ def takes_query(contract: Contract) -> bool:
     )
 
 
-def example_values(engine: Engine) -> list[Any]:
+def example_values(spec: ModelSpec) -> list[Any]:
     """Give the handler's examples as JSON values; none if it has none or they cannot be made."""
-    contract = engine.spec.contract
+    contract = spec.contract
     hook = contract.hooks["examples"]
     if not hook.overridden or hook.is_async or contract.upload_fields:
         return []
     try:
-        examples = list(engine.spec.example.examples())
+        examples = list(spec.example.examples())
         return [contract.request.dump_python(example, mode="json") for example in examples]
     except Exception:
-        logger.exception("hook.examples.failed", extra={"model": engine.spec.name})
+        logger.exception("hook.examples.failed", extra={"model": spec.name})
         return []
 
 

@@ -8,7 +8,7 @@ log, under the same request id.
 import json
 import logging
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -17,16 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlserve.errors import MLServeError, ModelNotReadyError, SchemaViolationError
-from mlserve.http.exchange import request_id_of
+from mlserve.errors import MLServeError, SchemaViolationError
+from mlserve.http.exchange import EXCHANGE, request_id_of
 
-__all__ = [
-    "EXCEPTION_HANDLERS",
-    "documented_errors",
-    "error_body",
-    "error_response",
-    "handle_error",
-]
+__all__ = ["EXCEPTION_HANDLERS", "documented_errors", "error_body", "error_info", "handle_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +54,53 @@ _DESCRIPTIONS = {
 }
 
 
-def error_response(error: Exception, request_id: str) -> Response:
-    """Make the response of any exception; never raises."""
-    status, info, extra, headers = _describe(error)
-    info["request_id"] = request_id
-    body = {"error": info, **extra}
-    if info["retry_after_s"] is not None:
-        headers.setdefault("Retry-After", str(max(1, math.ceil(info["retry_after_s"]))))
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.setdefault("WWW-Authenticate", "Bearer")
-    if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
-        headers.setdefault("Connection", "close")  # the rest of the body is not wanted
-    return Response(_as_json(body), status, headers, media_type="application/json")
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is said of an error."""
+
+    status: int
+    code: str
+    kind: str
+    message: str
+    retry_after_s: float | None = None
+    param: str | None = None
+    detail: list[dict[str, object]] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def info(self, request_id: str) -> dict[str, Any]:
+        """Give the error member of a body."""
+        return {
+            "code": self.code,
+            "type": self.kind,
+            "message": self.message[:_MAX_MESSAGE],
+            "request_id": request_id,
+            "retry_after_s": self.retry_after_s,
+            "param": self.param,
+        }
+
+    def response(self, request_id: str) -> Response:
+        """Make the response."""
+        body: dict[str, Any] = {"error": self.info(request_id)}
+        if self.detail is not None:
+            body["detail"] = self.detail
+        headers = dict(self.headers)
+        if self.retry_after_s is not None:
+            headers.setdefault("Retry-After", str(max(1, math.ceil(self.retry_after_s))))
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers.setdefault("WWW-Authenticate", "Bearer")
+        if self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            headers.setdefault("Connection", "close")  # the rest of the body is not wanted
+        return Response(_as_json(body), self.status, headers, media_type="application/json")
+
+
+def error_info(error: Exception, request_id: str) -> dict[str, Any]:
+    """Make the error member alone: for a body that says more than the error."""
+    return _describe(error).info(request_id)
 
 
 def error_body(error: Exception, request_id: str) -> bytes:
     """Make the body alone, as JSON: what a stream sends as its error event."""
-    _, info, _, _ = _describe(error)
-    info["request_id"] = request_id
-    return _as_json({"error": info})
+    return _as_json({"error": error_info(error, request_id)})
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -86,11 +108,11 @@ async def handle_error(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request.scope)
     if not isinstance(error, MLServeError | HTTPException | RequestValidationError):
         logger.error("request.handle.failed", exc_info=error, extra={"request_id": request_id})
-    response = error_response(error, request_id)
-    exchange = request.scope.get("mlserve.exchange")
+    answer = _describe(error)
+    exchange = request.scope.get(EXCHANGE)
     if exchange is not None:
-        exchange.code = json.loads(bytes(response.body))["error"]["code"]
-    return response
+        exchange.code = answer.code
+    return answer.response(request_id)
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {
@@ -110,64 +132,46 @@ def documented_errors(model: Any, statuses: tuple[int, ...] = ()) -> dict[int | 
     }
 
 
-def _describe(
-    error: Exception,
-) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Give status, error info, further body members and headers."""
-    if isinstance(error, MLServeError):
-        return _describe_own(error)
+def _describe(error: Exception) -> _Answer:
     if isinstance(error, RequestValidationError):
-        details = safe_request_details(error)
-        violation = SchemaViolationError(details, len(error.errors()))
-        return _describe_own(violation)
+        details = _safe_details(error)
+        error = SchemaViolationError(details, len(error.errors()))
+    if isinstance(error, MLServeError):
+        detail = error.details if isinstance(error, SchemaViolationError) else None
+        return _Answer(
+            error.status,
+            error.code,
+            error.kind,
+            str(error),
+            error.retry_after_s,
+            error.param,
+            detail,
+        )
     if isinstance(error, HTTPException):
         return _describe_http(error)
     message = "The server failed on this request. Its log says more under this request id."
-    return 500, _info("internal_error", "ServerError", message), {}, {}
+    return _Answer(500, "internal_error", "ServerError", message)
 
 
-def _describe_own(
-    error: MLServeError,
-) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, str]]:
-    info = _info(error.code, error.kind, str(error), error.retry_after_s, error.param)
-    extra = {"detail": error.details} if isinstance(error, SchemaViolationError) else {}
-    return error.status, info, extra, {}
-
-
-def _describe_http(
-    error: HTTPException,
-) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, str]]:
+def _describe_http(error: HTTPException) -> _Answer:
     status = error.status_code
-    code = _CODES.get(status, "error" if status < 500 else "internal_error")
     kind = "RequestError" if status < 500 else "ServerError"
     if status in (429, 503, 504):
         kind = "CapacityError"
     detail: Any = error.detail  # FastAPI's may be any JSON value
-    text = detail if isinstance(detail, str) else HTTPStatus(status).phrase
-    headers = dict(error.headers) if isinstance(error.headers, Mapping) else {}
+    headers = dict(error.headers or {})
     retry = headers.get("Retry-After", "")
-    retry_after_s = float(retry) if retry.isdigit() else None
-    return status, _info(code, kind, text, retry_after_s), {}, headers
+    return _Answer(
+        status,
+        _CODES.get(status, "error" if status < 500 else "internal_error"),
+        kind,
+        detail if isinstance(detail, str) else HTTPStatus(status).phrase,
+        retry_after_s=float(retry) if retry.isdigit() else None,
+        headers=headers,
+    )
 
 
-def _info(
-    code: str,
-    kind: str,
-    message: str,
-    retry_after_s: float | None = None,
-    param: str | None = None,
-) -> dict[str, Any]:
-    return {
-        "code": code,
-        "type": kind,
-        "message": message[:_MAX_MESSAGE],
-        "request_id": "",
-        "retry_after_s": retry_after_s,
-        "param": param,
-    }
-
-
-def safe_request_details(error: RequestValidationError) -> list[dict[str, object]]:
+def _safe_details(error: RequestValidationError) -> list[dict[str, object]]:
     """List what FastAPI found wrong, at most ten entries, without the input's values."""
     return [
         {
@@ -177,12 +181,6 @@ def safe_request_details(error: RequestValidationError) -> list[dict[str, object
         }
         for entry in error.errors()[:_MAX_DETAILS]
     ]
-
-
-def not_ready_info(error: MLServeError | None) -> dict[str, Any]:
-    """Give the error member of a `/ready` that says no."""
-    error = error or ModelNotReadyError("any", "none is registered")
-    return _info(error.code, error.kind, str(error), error.retry_after_s)
 
 
 def _as_json(body: dict[str, Any]) -> bytes:

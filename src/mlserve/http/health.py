@@ -1,8 +1,6 @@
-"""`/health`, `/ready` and the list of models."""
+"""`/health` and `/ready`."""
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
@@ -10,16 +8,13 @@ from starlette.responses import JSONResponse, Response
 
 from mlserve.engine import Engine
 from mlserve.errors import DrainingError, MLServeError, ModelFailedError, ModelNotReadyError
-from mlserve.http.errors import not_ready_info
+from mlserve.http.errors import error_info
 from mlserve.http.exchange import request_id_of
-from mlserve.http.schemas import HealthBody, ModelInfo, ModelList
+from mlserve.http.schemas import HealthBody
 from mlserve.lifecycle import ModelState
-from mlserve.model import Model
 from mlserve.registry import Registry
 
-__all__ = ["describe_model", "make_health", "make_ready", "model_list"]
-
-_started_at = int(time.clock_gettime(time.CLOCK_REALTIME))
+__all__ = ["make_health", "make_ready"]
 
 
 def make_health() -> Callable[..., Any]:
@@ -44,34 +39,12 @@ def make_ready(registry: Registry) -> Callable[..., Any]:
         )
         if is_ready:
             return JSONResponse({"status": "ready", "models": models})
-        error = not_ready_info(_why_not(engines))
-        error["request_id"] = request_id_of(request.scope)
+        reason = DrainingError("any") if registry.is_draining else _why_not(engines)
+        error = error_info(reason, request_id_of(request.scope))
         body = {"status": "not_ready", "models": models, "error": error}
         return JSONResponse(body, 503, {"Retry-After": "1"})
 
     return ready
-
-
-def model_list(models: list[Model], routes: Callable[[Model], dict[str, str]]) -> ModelList:
-    """Describe models in the shape of OpenAI's list."""
-    return ModelList(
-        data=[describe_model(model, [model.version], routes(model)) for model in models]
-    )
-
-
-def describe_model(model: Model, versions: list[str], routes: dict[str, str]) -> ModelInfo:
-    """Describe one model: state, versions, routes, schema, example, statistics."""
-    contract = model.engine.spec.contract
-    return ModelInfo(
-        id=model.name,
-        created=_started_at,
-        version=model.version,
-        versions=versions,
-        state=model.state,
-        routes=routes,
-        request_schema=contract.request.json_schema(),
-        statistics=asdict(model.statistics()),
-    )
 
 
 def _readiness(engine: Engine) -> dict[str, Any]:
@@ -93,8 +66,8 @@ def _mean_progress(engine: Engine) -> float:
     return sum(fractions) / engine.spec.replicas.count if fractions else 0.0
 
 
-def _why_not(engines: list[Engine]) -> MLServeError | None:
-    """Give the worst reason; `None` when there is no model at all."""
+def _why_not(engines: list[Engine]) -> MLServeError:
+    """Give the worst reason."""
     for engine in engines:
         name, life = engine.spec.name, engine.lifecycle
         if life.state in (ModelState.DRAINING, ModelState.STOPPED):
@@ -104,4 +77,4 @@ def _why_not(engines: list[Engine]) -> MLServeError | None:
     for engine in engines:
         if not engine.lifecycle.is_ready:
             return ModelNotReadyError(engine.spec.name, engine.lifecycle.state)
-    return None
+    return ModelNotReadyError("any", "none is registered")

@@ -16,6 +16,7 @@ from mlserve.errors import ConfigurationError
 from mlserve.http.documented import (
     EventStreamDocument,
     body_signature,
+    example_values,
     query_signature,
     takes_query,
 )
@@ -55,6 +56,10 @@ class Mounted:
         self.dependencies = list(dependencies)
         self.predict_path = path or f"/models/{model.name}/predict"
         self.stream_path = f"/models/{model.name}/stream"
+        self.examples = example_values(model.engine.spec)
+        """The handler's examples as JSON values."""
+        self.request_schema = model.engine.spec.contract.request.json_schema()
+        """The request type as JSON schema."""
         self.tags = list(tags) if tags is not None else [f"{model.name} {model.version}"]
 
 
@@ -140,14 +145,16 @@ class ModelRoutes:
                 )
 
     def _add_model(self, mount: Mounted, base: str) -> None:
-        engine, contract = mount.model.engine, mount.model.engine.spec.contract
+        contract = mount.model.engine.spec.contract
         note = "" if base else ", newest version"
         if contract.can_infer:
             is_binary = contract.response.is_binary
             self._add(
                 mount,
                 base + mount.predict_path,
-                body_signature(engine, "predict", f"Predict with {mount.model.name}{note}"),
+                body_signature(
+                    contract, mount.examples, "predict", f"Predict with {mount.model.name}{note}"
+                ),
                 PredictEndpoint(mount.model, self._settings),
                 "POST",
                 response_model=None if is_binary else contract.response.declared,
@@ -162,7 +169,7 @@ class ModelRoutes:
             "responses": _responses(contract.chunk.declared),
         }
         path, summary = base + mount.stream_path, f"Stream from {mount.model.name}{note}"
-        shown = body_signature(engine, "stream", summary)
+        shown = body_signature(contract, mount.examples, "stream", summary)
         self._add(mount, path, shown, answer, "POST", **documents)
         if takes_query(contract):
             shown = query_signature(contract, "stream_get", summary)

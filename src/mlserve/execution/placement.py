@@ -1,0 +1,90 @@
+"""Making the replicas of a model where its options place them: in threads of this process."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from mlserve.contract import Contract, read_contract
+from mlserve.errors import ConfigurationError
+from mlserve.execution.devices import device_of
+from mlserve.execution.pipeline import Pipeline
+from mlserve.execution.pool import ReplicaPool
+from mlserve.execution.thread import ThreadReplica
+from mlserve.execution.worker import Mailbox
+from mlserve.handler import Context
+from mlserve.spec import Factory, ModelSpec
+
+__all__ = ["ThreadPlacement"]
+
+
+class ThreadPlacement:
+    """
+    Makes pools of thread replicas that answer on one event loop.
+
+    Args:
+        spec: The model.
+        on_change: Called on the event loop when a replica is lost or comes back.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        on_change: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.progress: dict[int, tuple[float, str]] = {}
+        """How far each replica has come in `load`: fraction and note."""
+        self._spec = spec
+        self._on_change = on_change
+        self._clock = clock
+        self._mailbox: Mailbox | None = None
+
+    def attach(self) -> None:
+        """Answer on the running event loop from now on."""
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self.progress.clear()
+
+    def make_pool(self, factory: Factory | None = None) -> ReplicaPool:
+        """
+        Make a pool; nothing is loaded yet.
+
+        Args:
+            factory: Gives other handlers than those that were added.
+
+        Raises:
+            ConfigurationError: If they have other request or response types.
+        """
+        contract = self._spec.contract if factory is None else self._contract_of(factory)
+        pipeline = Pipeline(contract, self._spec.name, self._clock)
+        make_handler = factory or self._spec.factory
+
+        def make(number: int) -> ThreadReplica:
+            mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
+            return ThreadReplica(make_handler(), pipeline, self._context(number), mailbox)
+
+        return ReplicaPool(make, self._spec.replicas, self._spec.batching, self._on_change)
+
+    def _contract_of(self, factory: Factory) -> Contract:
+        contract, old = read_contract(type(factory())), self._spec.contract
+        types = (contract.request_type, contract.response.declared, contract.chunk.declared)
+        if types != (old.request_type, old.response.declared, old.chunk.declared):
+            raise ConfigurationError(
+                f"The new handler of model `{self._spec.name}` has other request or response"
+                " types. Add it as another version."
+            )
+        return contract
+
+    def _context(self, number: int) -> Context:
+        def report(fraction: float, note: str) -> None:
+            if self._mailbox is not None:
+                self._mailbox.post(self.progress.__setitem__, number, (fraction, note))
+
+        return Context(
+            name=self._spec.name,
+            version=self._spec.version,
+            device=device_of(number, self._spec.replicas),
+            replica=number,
+            threads=self._spec.replicas.threads_per_replica,
+            report=report,
+        )
