@@ -101,7 +101,7 @@ def read_contract(cls: type[ModelHandler[Any, Any, Any]]) -> Contract:
 
 def _read_hook(cls: type, name: str) -> Hook:
     function = inspect.getattr_static(cls, name)
-    if isinstance(function, staticmethod | classmethod):
+    if isinstance(function, staticmethod | classmethod) or not callable(function):
         raise ConfigurationError(f"`{cls.__name__}.{name}` must be a method with `self`.")
     overridden = function is not inspect.getattr_static(ModelHandler, name)
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
@@ -163,7 +163,7 @@ def _refuse_generators(cls: type, hooks: dict[str, Hook]) -> None:
 
 def _type_arguments(cls: type) -> tuple[Any, Any, Any]:
     arguments = _arguments_of(cls)
-    if arguments is None or any(isinstance(argument, TypeVar) for argument in arguments[:2]):
+    if arguments is None or any(_is_open(argument) for argument in arguments):
         raise ConfigurationError(
             f"`{cls.__name__}` does not say its request and response types. Write"
             f" `class {cls.__name__}(ModelHandler[Request, Response])`, for example with two"
@@ -186,8 +186,25 @@ def _arguments_of(cls: type) -> tuple[Any, ...] | None:
         if inherited is None:
             continue
         given = dict(zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False))
-        return tuple(given.get(argument, argument) for argument in inherited)
+        return tuple(_filled_in(argument, given) for argument in inherited)
     return None
+
+
+def _filled_in(argument: Any, given: dict[Any, Any]) -> Any:
+    """Put types in the place of type variables, also within other types such as `list[T]`."""
+    if isinstance(argument, TypeVar):
+        return given.get(argument, argument)
+    parameters = getattr(argument, "__parameters__", ())
+    if not any(parameter in given for parameter in parameters):
+        return argument
+    return argument[tuple(given.get(parameter, parameter) for parameter in parameters)]
+
+
+def _is_open(argument: Any) -> bool:
+    """Say whether a type variable is left; a generic class without arguments is a type as it is."""
+    if isinstance(argument, TypeVar):
+        return True
+    return not isinstance(argument, type) and bool(getattr(argument, "__parameters__", ()))
 
 
 def _upload_fields(request_type: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ numpy and torch values are recognised by what they can do (`tolist`), so neither
 Pure: no clock, no thread; called in whichever thread holds the output.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -19,26 +20,58 @@ from mlserve.payloads import Binary
 __all__ = ["OutputType", "to_plain"]
 
 _NON_FINITE_MARKS = (b"null", b"NaN", b"Infinity")
-_ATOMS = (str, int, float, bool, bytes, type(None), BaseModel)
+_QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
+_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def to_plain(value: Any) -> Any:
     """
-    Replace numpy and torch values by Python ones, at any depth of dicts, lists and tuples.
+    Replace numpy and torch values by Python ones, at any depth of the containers that hold them.
+
+    Dicts, lists, tuples and dataclasses are looked into; what is given is not changed.
 
     Example:
-        >>> to_plain({"scores": (1, 2)})
-        {'scores': [1, 2]}
+        >>> to_plain({"scores": array("f", [1.0, 2.0])})
+        {'scores': [1.0, 2.0]}
     """
     if type(value) in _ATOMS:
         return value
     if isinstance(value, Mapping):
-        return {to_plain(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return [to_plain(item) for item in value]
-    if hasattr(value, "tolist") and not isinstance(value, type):
-        return value.tolist()
-    return value
+        return {_plain_atom(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return _with_plain_items(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _with_plain_fields(value)
+    return _plain_atom(value)
+
+
+def _plain_atom(value: Any) -> Any:
+    if isinstance(value, type) or not hasattr(value, "tolist"):
+        return value
+    plain = value.tolist()
+    # An array of Python objects may hold arrays again.
+    return to_plain(plain) if str(getattr(value, "dtype", "")) == "object" else plain
+
+
+def _with_plain_items(value: Any) -> Any:
+    if _ATOMS.issuperset(map(type, value)):
+        return value
+    items = [to_plain(item) for item in value]
+    if hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*items)
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def _with_plain_fields(value: Any) -> Any:
+    """Give the dataclass itself, or a copy if one of its fields has to change."""
+    before = {field.name: getattr(value, field.name) for field in fields(value)}
+    after = {name: to_plain(item) for name, item in before.items()}
+    if all(after[name] is item for name, item in before.items()):
+        return value
+    plain = copy.copy(value)
+    for name, item in after.items():
+        object.__setattr__(plain, name, item)  # a frozen dataclass is filled in this way, too
+    return plain
 
 
 class OutputType:
@@ -73,15 +106,16 @@ class OutputType:
             ModelOutputError: If it does not fit; the message names fields, never values.
         """
         if self._instance_of is not None and isinstance(output, self._instance_of):
-            return output
+            return output if isinstance(output, BaseModel) else to_plain(output)
         try:
             return self._adapter.validate_python(to_plain(output), from_attributes=True)
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the value itself"
+            what = _QUOTING_INPUT.get(first["type"], first["msg"])
             raise ModelOutputError(
                 f"The handler's output does not fit its {self.role} type `{self.name}`"
-                f" (at {where}: {first['msg']}). Return what the type declares."
+                f" (at {where}: {what}). Return what the type declares."
             ) from exc
 
     def encode(self, value: Any) -> bytes:
@@ -99,12 +133,16 @@ class OutputType:
                 f" `{self.name}`."
             ) from exc
         # pydantic writes non-finite numbers as null: only then is a closer look needed.
-        if any(mark in encoded for mark in _NON_FINITE_MARKS) and _has_non_finite(value):
+        if any(mark in encoded for mark in _NON_FINITE_MARKS) and self._has_non_finite(value):
             raise ModelOutputError(
                 "The handler's output holds NaN or infinity, which JSON cannot carry."
                 " Replace them in `postprocess`."
             )
         return encoded
+
+    def _has_non_finite(self, value: Any) -> bool:
+        """Look at what is written: it knows of excluded, computed and converted fields."""
+        return _has_non_finite(self._adapter.dump_python(value, warnings=False))
 
 
 def adapter_of(declared: Any, role: str) -> TypeAdapter[Any]:
@@ -115,7 +153,10 @@ def adapter_of(declared: Any, role: str) -> TypeAdapter[Any]:
         ConfigurationError: If pydantic cannot; the message says which types work.
     """
     try:
-        return TypeAdapter(declared)
+        adapter: TypeAdapter[Any] = TypeAdapter(declared)
+        if not adapter.pydantic_complete:  # a name in it is not defined: better said now
+            adapter.rebuild(raise_errors=True)
+        return adapter
     except (PydanticUserError, NameError, TypeError) as exc:
         raise ConfigurationError(
             f"The {role} type {declared!r} cannot be validated: {exc}. Use a pydantic model, a"
@@ -132,12 +173,8 @@ def _is_model_class(declared: Any) -> bool:
 def _has_non_finite(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
-    if isinstance(value, BaseModel):
-        return any(_has_non_finite(item) for _, item in value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(_has_non_finite(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
         return any(_has_non_finite(item) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return any(_has_non_finite(getattr(value, field.name)) for field in fields(value))
-    return False
+    return hasattr(value, "tolist") and _has_non_finite(value.tolist())

@@ -71,6 +71,8 @@ def _as_hook(name: str, function: Callable[..., Any], *, bind: bool) -> Callable
 
 
 def _as_load(load: Callable[[], Any]) -> Callable[..., Any]:
+    if not callable(load):
+        raise ConfigurationError(f"`load` must be a function, got {load!r}.")
     if inspect.iscoroutinefunction(load):
 
         async def async_load(self: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import math
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,7 +32,7 @@ class Registry:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.on_late_failure: Callable[[str], None] | None = None
+        self.on_late_failure: Callable[[str], None] = _ask_to_stop
         """Ends the process when a model fails to load after the start; set by who runs it."""
         self.is_draining = False
         """Whether the server is shutting down."""
@@ -148,13 +149,20 @@ class Registry:
     def _note_late(self, task: "asyncio.Task[Exception | None]") -> None:
         if task.cancelled() or task.exception() is not None or task.result() is None:
             return
-        if self.settings.on_load_failure == "exit" and self.on_late_failure is not None:
+        if self.settings.on_load_failure == "exit":
             self.on_late_failure(f"A model could not be loaded: {task.result()!r}")
 
 
 def version_number(version: str) -> int:
     """Give the number of a version such as `v12`."""
     return int(version[1:])
+
+
+def _ask_to_stop(reason: str) -> None:
+    """Ask whatever server runs the application to stop, if it listens to SIGTERM."""
+    logger.critical("%s", reason)
+    if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None):
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

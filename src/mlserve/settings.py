@@ -39,6 +39,12 @@ def _whole(name: str, value: Any, least: int) -> None:
     _at_least(name, value, least)
 
 
+def _is_list_of_names(value: object) -> bool:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
     """
@@ -120,7 +126,7 @@ class Replicas:
                 f"`placement` must be 'thread' in this version, got {self.placement!r}."
             )
         if self.devices != "auto":
-            if isinstance(self.devices, str) or not self.devices:
+            if not _is_list_of_names(self.devices):
                 raise ConfigurationError(
                     "`devices` must be 'auto' or a list of device names such as ['cuda:0'],"
                     f" got {self.devices!r}."
@@ -206,7 +212,8 @@ class ServerSettings(BaseSettings):
     Nested values use two underscores: `MLSERVE_CORS__ALLOW_ORIGINS='["https://a.example"]'`.
 
     Raises:
-        pydantic.ValidationError: If a value is out of range or a key is unknown, on creation.
+        pydantic.ValidationError: If a value is out of range, on creation.
+        ConfigurationError: If a key is unknown.
     """
 
     model_config = SettingsConfigDict(

@@ -23,11 +23,8 @@ class Found:
     """The application."""
     server: ModelServer | None
     """The server, if it names one."""
-
-    @property
-    def registry(self) -> Registry | None:
-        """The models, where they are known."""
-        return self.server.registry if self.server is not None else None
+    registry: Registry | None
+    """Its models; `None` for an application that has none of ours."""
 
 
 def load_target(target: str) -> Found:
@@ -54,9 +51,9 @@ def load_target(target: str) -> Found:
             raise ConfigurationError(f"{module_name!r} has no attribute {attribute!r}.")
         found = getattr(found, part)
     if isinstance(found, ModelServer):
-        return Found(found.build(), found)
+        return Found(found.build(), found, found.registry)
     if isinstance(found, FastAPI):
-        return Found(found, getattr(found.state, "mlserve_server", None))
+        return Found(found, None, getattr(found.state, "mlserve_registry", None))
     raise ConfigurationError(
         f"{target!r} is {type(found).__name__!r}: it must be a ModelServer or a FastAPI app."
     )

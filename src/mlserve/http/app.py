@@ -113,6 +113,7 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes.add_all(plan.mounted, registry)
     newest = registry.newest()
     app.state.models = newest
+    app.state.mlserve_registry = registry
     if len(newest) == 1:
         app.state.model = next(iter(newest.values()))
 

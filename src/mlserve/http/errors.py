@@ -165,10 +165,17 @@ def _describe_http(error: HTTPException) -> _Answer:
         status,
         _CODES.get(status, "error" if status < 500 else "internal_error"),
         kind,
-        detail if isinstance(detail, str) else HTTPStatus(status).phrase,
+        detail if isinstance(detail, str) else _phrase_of(status),
         retry_after_s=float(retry) if retry.isdigit() else None,
         headers=headers,
     )
+
+
+def _phrase_of(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "The request failed."
 
 
 def _safe_details(error: RequestValidationError) -> list[dict[str, object]]:

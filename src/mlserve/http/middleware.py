@@ -53,7 +53,13 @@ class ServingMiddleware:
         try:
             await self._app(scope, limited, send_with_id)
         except Exception as exc:
-            if has_started:
-                raise  # the connection must break: the client has half an answer
+            if has_started or _is_theirs(scope):
+                raise  # once it has started, the connection must break: half an answer is sent
             response = await handle_error(Request(scope, limited), exc)
             await response(scope, limited, send_with_id)
+
+
+def _is_theirs(scope: Scope) -> bool:
+    """Whether the application has a handler of its own for unknown exceptions."""
+    handlers = getattr(scope.get("app"), "exception_handlers", {})
+    return Exception in handlers or 500 in handlers

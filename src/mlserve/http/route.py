@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlserve.errors import MLServeError
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import handle_error
 from mlserve.http.exchange import Exchange
@@ -30,6 +31,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 _HANDLERS: dict[Any, Any] = {
     Exception: handle_error,
     HTTPException: handle_error,
+    MLServeError: handle_error,
     RequestValidationError: handle_error,
 }
 
@@ -85,8 +87,10 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = Exchange(scope, send, self._settings, self._model, self._version)
-        # Starlette looks here for what answers an exception; only this scope is changed.
-        scope["starlette.exception_handlers"] = (_HANDLERS, {})
+        # Starlette looks here for what answers an exception; only this scope is changed. The
+        # application's handlers of its own exceptions stay, as its dependencies may raise them.
+        theirs, _ = scope.get("starlette.exception_handlers", ({}, {}))
+        scope["starlette.exception_handlers"] = ({**theirs, **_HANDLERS}, {})
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
             if self.methods and scope["method"] not in self.methods:

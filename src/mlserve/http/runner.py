@@ -49,7 +49,6 @@ def run_server(
         host=host,
         port=port,
         log_config=None,
-        log_level=log_level,
         access_log=False,
         server_header=False,
         timeout_keep_alive=timeout_keep_alive_s,
@@ -75,8 +74,13 @@ def configure_logging(level: str) -> None:
             },
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
             "loggers": {
-                name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
-                for name in ("mlserve", "uvicorn")
+                "mlserve": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
+                # uvicorn's own notes on starting and stopping say again what ours say
+                "uvicorn": {
+                    "handlers": ["stderr"],
+                    "level": "DEBUG" if level == "debug" else "WARNING",
+                    "propagate": False,
+                },
             },
         }
     )
@@ -88,6 +92,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, registry: Registry | None) -> None:
         super().__init__(config)
         self.has_failed = False
+        self._is_ending = False
         self._registry = registry
         self._loop: asyncio.AbstractEventLoop | None = None
         if registry is not None:
@@ -105,14 +110,21 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn `/ready` false, and close the socket after the grace; at once the second time."""
-        grace_s = self._registry.settings.drain_grace_s if self._registry is not None else 0.0
-        is_first = self._registry is not None and not self._registry.is_draining
-        if self._registry is None or not is_first or grace_s == 0 or self._loop is None:
-            super().handle_exit(sig, frame)
+        # Unlike uvicorn's, this does not note the signal to be raised again: we exit with 0.
+        if self._is_ending or self._loop is None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
             return
-        self._registry.is_draining = True
-        end = super().handle_exit
-        self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, end, sig, frame)
+        self._is_ending = True
+        logger.info("Stopping: requests in flight are finished first (again = at once).")
+        grace_s = 0.0
+        if self._registry is not None:
+            self._registry.is_draining = True
+            grace_s = self._registry.settings.drain_grace_s
+        self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._end)
+
+    def _end(self) -> None:
+        self.should_exit = True
 
     def _fail(self, reason: str) -> None:
         logger.critical("%s The server ends.", reason)

@@ -85,6 +85,7 @@ class ModelRoutes:
         self._settings = settings
         self._prefix = prefix
         self._dependencies = list(dependencies)
+        self._methods: dict[str, list[str]] = {}
 
     def add_all(self, mounted: list[Mounted], registry: Registry) -> None:
         """
@@ -100,9 +101,10 @@ class ModelRoutes:
             if id(mount.model) in newest:
                 self._add_model(mount, "")
         versions = sorted({mount.model.version for mount in mounted} | {"v1"})
-        for version in versions:
-            self._add_fallback(f"/{version}/models/{{name}}/{{action}}", registry, version)
-        self._add_fallback("/models/{name}/{action}", registry, None)
+        for action in ("predict", "stream"):
+            for version in versions:
+                self._add_fallback(f"/{version}/models/{{name}}/{action}", registry, version)
+            self._add_fallback(f"/models/{{name}}/{action}", registry, None)
 
     def paths_of(self, mount: Mounted) -> dict[str, str]:
         """Give the versioned paths of a model, by what they do."""
@@ -186,6 +188,7 @@ class ModelRoutes:
     ) -> None:
         full_path = self._prefix + path
         self.require_free(full_path, method)
+        self._methods.setdefault(full_path, []).append(method)
         spec = mount.model.engine.spec
         route_class = partial(
             ModelRoute,
@@ -212,11 +215,10 @@ class ModelRoutes:
 
         async def missing(request: Request) -> Response:
             model = registry.get(request.path_params["name"], version)
-            contract = model.engine.spec.contract
-            actions = {"predict": contract.can_infer, "stream": contract.can_stream}
-            if not actions.get(request.path_params["action"], False):
+            allowed = self._methods.get((self._prefix + path).replace("{name}", model.name))
+            if allowed is None:
                 raise HTTPException(404)
-            raise HTTPException(405, headers={"Allow": "POST"})
+            raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
 
         route_class = partial(
             ModelRoute,
@@ -229,15 +231,15 @@ class ModelRoutes:
         self._app.router.add_api_route(
             self._prefix + path,
             _no_such_model,
-            methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
+            methods=["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"],
             include_in_schema=False,
             dependencies=list(self._dependencies),
             route_class_override=cast("type[APIRoute]", route_class),
         )
 
 
-async def _no_such_model(name: str, action: str) -> None:
-    """Never called: its signature names the path's parameters."""
+async def _no_such_model(name: str) -> None:
+    """Never called: its signature names the path's parameter."""
 
 
 def _as_function(answer: Answer) -> Answer:

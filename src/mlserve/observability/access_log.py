@@ -14,7 +14,12 @@ __all__ = ["AccessLogFormatter", "InferenceLine", "JsonFormatter", "log_inferenc
 
 logger = logging.getLogger("mlserve.access")
 
-_OWN_KEYS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "taskName"}
+_OWN_KEYS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "asctime",
+    "color_message",
+    "message",
+    "taskName",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
