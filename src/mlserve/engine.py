@@ -130,9 +130,9 @@ class Engine:
         if self.lifecycle.can_move(ModelState.DRAINING):
             self.lifecycle.move(ModelState.DRAINING)
 
-    async def stop(self, drain_s: float) -> None:
+    async def drain(self, drain_s: float) -> None:
         """
-        Drain and unload.
+        Refuse new work and wait until nothing is in flight.
 
         Args:
             drain_s: How long requests in flight may still take, in seconds; the rest is answered
@@ -145,6 +145,15 @@ class Engine:
         except TimeoutError:
             for job in list(self._jobs):
                 self._give_up(job, DrainingError(self.spec.name))
+
+    async def stop(self, drain_s: float) -> None:
+        """
+        Drain and unload.
+
+        Args:
+            drain_s: As for `drain`.
+        """
+        await self.drain(drain_s)
         self._batcher.close()
         await self._close(self._pool, max(drain_s, 1.0))
         if self.lifecycle.can_move(ModelState.STOPPED):

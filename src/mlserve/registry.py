@@ -36,11 +36,14 @@ class Registry:
         """Ends the process when a model fails to load after the start; set by who runs it."""
         self.is_draining = False
         """Whether the server is shutting down."""
+        self.is_hurried = False
+        """Whether the shutdown waits no longer for requests in flight."""
         self.is_running = False
         """Whether the models are loading, loaded or being unloaded."""
         self.loaded = threading.Event()
         """Set once every model is loaded or has failed; any thread may wait for it."""
         self._models: dict[str, dict[str, Model]] = {}
+        self._loads = TaskSet()
 
     def add(self, model: Model) -> None:
         """
@@ -100,7 +103,7 @@ class Registry:
         self.is_draining = False
         self.is_running = True
         self.loaded.clear()
-        loads = TaskSet()
+        self._loads = loads = TaskSet()
         try:
             await self._load_all(loads, self.settings.startup_wait_s if wait_s is None else wait_s)
             with _relieved_gc(enabled=self.settings.freeze_gc):
@@ -108,15 +111,32 @@ class Registry:
         finally:
             self.begin_drain()
             await loads.close()
-            drain_s = self.settings.drain_s
+            drain_s = 0.0 if self.is_hurried else self.settings.drain_s
             await asyncio.gather(*(model.engine.stop(drain_s) for model in self))
-            self.is_running = False
+            self.is_running = self.is_hurried = False
 
     def begin_drain(self) -> None:
         """Turn `/ready` false and refuse new work."""
         self.is_draining = True
         for model in self:
             model.engine.refuse_new_work()
+
+    async def drain(self) -> None:
+        """
+        Refuse new work and wait for what is in flight; after `drain_s` the rest is answered.
+
+        For who runs the server: connections end only once their requests are answered, and the
+        server leaves `running` only once its connections have ended.
+        """
+        self.begin_drain()
+        await self._loads.close()
+        await asyncio.gather(*(model.engine.drain(self.settings.drain_s) for model in self))
+
+    async def hurry(self) -> None:
+        """End the drain at once: what is in flight is answered with `draining`."""
+        self.is_hurried = True
+        self.begin_drain()
+        await asyncio.gather(*(model.engine.drain(0.0) for model in self))
 
     async def _load_all(self, loads: TaskSet, wait_s: float) -> None:
         tasks = [loads.spawn(self._load(model.engine)) for model in self]

@@ -10,6 +10,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -43,7 +44,7 @@ class Channel(Generic[ItemT]):
         self._items: deque[ItemT] = deque()
         self._free = threading.Semaphore(capacity)
         self._has_space = asyncio.Event()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._ended = False
         self._error: BaseException | None = None
         self._closed = False
@@ -72,6 +73,12 @@ class Channel(Generic[ItemT]):
             self._ended = True
             self._notify()
 
+    def abort(self, error: BaseException) -> None:
+        """End the stream from the reader's side: the producer is told to stop. Event loop only."""
+        self.end(error)
+        self._free.release()
+        self._has_space.set()
+
     async def get(self, timeout_s: float | None = None) -> ItemT:
         """
         Take the next item. Event loop only.
@@ -81,14 +88,14 @@ class Channel(Generic[ItemT]):
             TimeoutError: When nothing came within `timeout_s` seconds; nothing is lost then.
             BaseException: What the producer gave to `end`, after all items were read.
         """
-        has_waited = False
+        end_at = None if timeout_s is None else self._loop.time() + timeout_s
+        is_late = False
         while not self._items:
             if self._ended and not self._items:
                 raise self._error if self._error is not None else ChannelClosed
-            if has_waited:
+            if is_late:
                 raise TimeoutError
-            await self._wait(timeout_s)
-            has_waited = True
+            is_late = await self._wait(end_at)
         item = self._items.popleft()
         self._free.release()
         self._has_space.set()
@@ -103,7 +110,7 @@ class Channel(Generic[ItemT]):
             self._has_space.set()
 
     def _append(self, item: ItemT) -> bool:
-        if self._closed:
+        if self._closed or self._ended:
             self._free.release()
             return False
         self._items.append(item)
@@ -117,20 +124,27 @@ class Channel(Generic[ItemT]):
             except RuntimeError:  # the loop is closed: nobody reads any more
                 self._closed = True
 
-    def _wake(self) -> None:
+    def _wake(self, *, is_late: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(is_late)
 
-    async def _wait(self, timeout_s: float | None) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
+    async def _wait(self, end_at: float | None) -> bool:
+        """
+        Wait for a wake-up and say whether it was the timeout's.
+
+        A wake-up may be that of an item which was read already: the caller has to look again.
+        """
+        waiter: asyncio.Future[bool] = self._loop.create_future()
         self._waiter = waiter
         # The producer may have added something before it could see the waiter: look again.
         if self._items or self._ended:
             self._waiter = None
-            return
-        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
+            return False
+        timer = None
+        if end_at is not None:
+            timer = self._loop.call_at(end_at, partial(self._wake, is_late=True))
         try:
-            await waiter
+            return await waiter
         finally:
             self._waiter = None
             if timer is not None:
@@ -153,7 +167,7 @@ class ChannelSink:
 
     def fail(self, error: BaseException) -> None:
         """End the channel with the error, after what is already in it."""
-        self._channel.end(error)
+        self._channel.abort(error)
 
 
 class ModelStream:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 
-from mlserve import Batching, ModelHandler, ModelServer, ServerSettings
+from mlserve import Batching, Limits, ModelHandler, ModelServer, ServerSettings
 from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
@@ -173,3 +174,35 @@ def test_a_client_that_leaves_after_three_chunks_closes_the_generator_at_once() 
     assert was_closed
     assert Endless.closed_at - left_at < 0.4  # 0.2 is the promise
     assert Endless.threads[0] == Endless.threads[1]
+
+
+class Firehose(ModelHandler[str, str]):
+    """Yields for ever, as fast as it is read."""
+
+    closed = threading.Event()
+
+    def stream(self, item: str) -> Iterator[str]:
+        try:
+            while True:
+                yield "x" * 10_000
+        finally:
+            self.closed.set()
+
+
+def test_a_reader_that_stops_reading_gives_its_place_back_at_the_deadline() -> None:
+    Firehose.closed.clear()
+    limits = Limits(stream_timeout_s=0.5)
+    server = ModelServer(title="load").add("firehose", Firehose, limits=limits)
+
+    with (
+        running(server) as client,
+        socket.create_connection(("127.0.0.1", client.base_url.port or 80)) as reader,
+    ):
+        reader.sendall(
+            b"POST /v1/models/firehose/stream HTTP/1.1\r\nHost: x\r\n"
+            b'Content-Type: application/json\r\nContent-Length: 4\r\n\r\n"go"'
+        )
+        assert reader.recv(100).startswith(b"HTTP/1.1 200")
+        was_closed = Firehose.closed.wait(5)
+
+    assert was_closed

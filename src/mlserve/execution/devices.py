@@ -1,6 +1,6 @@
 """Which devices there are, found without importing any ML framework."""
 
-import importlib.util
+import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob
@@ -20,7 +20,7 @@ def find_devices(
     Honours `CUDA_VISIBLE_DEVICES`, within which devices are numbered from 0.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if importlib.util.find_spec("torch") is None:
+    if not _torch_sees_gpus():
         return ["cpu"]
     n_devices = len(device_files())
     if visible is not None:
@@ -32,6 +32,14 @@ def device_of(replica: int, options: Replicas) -> str:
     """Give the device of a replica's number: the devices in turn."""
     devices = find_devices() if options.devices == "auto" else options.devices
     return devices[replica % len(devices)]
+
+
+def _torch_sees_gpus() -> bool:
+    """Whether torch is installed, and is not a build for CPUs only."""
+    try:
+        return not importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _is_device(part: str) -> bool:

@@ -6,7 +6,7 @@ Whatever a hook raises ends here: it becomes the error of the requests that it b
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from mlserve.batching.queue import BatchLimits, RequestQueue
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Outcome = Any
 """An output of `infer`, or the `MLServeError` that stands in its place."""
 
-_NOT_A_BATCH = (str, bytes, dict, set, frozenset)
+_NOT_A_BATCH = (str, bytes, Mapping, Set)
 
 
 class Pipeline:
@@ -73,11 +73,12 @@ class Pipeline:
                 job.cost = _checked_cost((yield _step(cost, job)))
             if batch_key.overridden:
                 job.key = _checked_key((yield _step(batch_key, job)))
-        except InvalidInputError:
+        except ModelOutputError as exc:
+            logger.error("output.refused: %s", exc, extra=_about(self.name, job))
+            raise
+        except MLServeError:
             raise
         except ValueError as exc:
-            if isinstance(exc, MLServeError):
-                raise
             logger.info("preprocess.refused", extra=_about(self.name, job), exc_info=True)
             raise InvalidInputError("The model cannot take this input.") from exc
         except Exception as exc:
@@ -128,6 +129,8 @@ class Pipeline:
         except ModelOutputError as exc:
             logger.error("output.refused: %s", exc, extra=_about(self.name, job))
             raise
+        except MLServeError:
+            raise
         except Exception as exc:
             raise as_model_error(exc, "postprocess", self.name, job) from exc
         finally:
@@ -150,16 +153,17 @@ class Pipeline:
             for size in sorted({1, batching.max_size}):
                 yield from self._warm_batch(examples, size, batching)
         if self.contract.can_stream:
-            job = _example_job(examples[0])
+            job = self._example_job(examples[0])
             yield from self.prepare(job)
             chunk = yield _step(hooks["stream"], job)
-            self.contract.chunk.accept(chunk)
+            if chunk is not None:  # an example may stream nothing
+                self.contract.chunk.accept(chunk)
         return len(examples)
 
     def _warm_batch(self, examples: list[Any], size: int, batching: Batching) -> Stage[None]:
         queue: RequestQueue[Job] = RequestQueue(capacity=size)
         for number in range(size):
-            job = _example_job(examples[number % len(examples)])
+            job = self._example_job(examples[number % len(examples)])
             yield from self.prepare(job)
             job.enqueued_at = self.clock()
             queue.reserve()
@@ -170,6 +174,10 @@ class Pipeline:
             if isinstance(outcome, MLServeError):
                 raise outcome
             yield from self.finish(job, outcome)
+
+    def _example_job(self, example: Any) -> Job:
+        call = Call("warm-up", timeout_s=3600.0, clock=self.clock)
+        return Job(example, call, timeout_s=call.remaining_s)
 
     def _infer_step(self, jobs: list[Job]) -> Step:
         hook = self.contract.hooks["infer"]
@@ -234,7 +242,3 @@ def _checked_key(key: Any) -> Any:
             f" `{type(key).__name__}`."
         ) from None
     return key
-
-
-def _example_job(example: Any) -> Job:
-    return Job(example, Call("warm-up", timeout_s=3600.0), timeout_s=3600.0)

@@ -106,7 +106,7 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     if plan.settings.expose_docs:
         routes.add_plain(
             "/playground",
-            make_playground(plan.title),
+            make_playground(plan.title, prefix=prefix, versions=_versions(plan)),
             include_in_schema=False,
             dependencies=list(plan.dependencies),
         )
@@ -120,7 +120,7 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 
 def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
     """Add `/v1/models` and `/v1/models/{name}` for each version in use."""
-    for version in sorted({mount.model.version for mount in plan.mounted} | {"v1"}):
+    for version in _versions(plan):
         listing = ModelListing(routes, plan.mounted, plan.registry, version)
         options: dict[str, Any] = {
             "dependencies": list(plan.dependencies),
@@ -136,6 +136,11 @@ def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
             responses=documented_errors(ErrorBody, (404,)),
             **options,
         )
+
+
+def _versions(plan: AppPlan) -> list[str]:
+    """Give the versions that have a list of models."""
+    return sorted({mount.model.version for mount in plan.mounted} | {"v1"})
 
 
 def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:

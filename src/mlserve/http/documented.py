@@ -8,7 +8,8 @@ import inspect
 import logging
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from fastapi import Body, Query
 from pydantic import BaseModel
@@ -94,12 +95,6 @@ def _signature(name: str, summary: str, parameter: str, annotation: Any) -> Call
 def _is_scalar(annotation: Any) -> bool:
     if annotation in _SCALARS or annotation is type(None) or get_origin(annotation) is Literal:
         return True
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return True
-    arguments = get_args(annotation)
-    return (
-        bool(arguments)
-        and get_origin(annotation) is not list
-        and all(_is_scalar(argument) for argument in arguments)
-        and not isinstance(get_origin(annotation), type)
-    )
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_is_scalar(member) for member in get_args(annotation))
+    return isinstance(annotation, type) and issubclass(annotation, Enum)

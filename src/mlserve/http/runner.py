@@ -4,15 +4,17 @@ import asyncio
 import logging
 import logging.config
 import sys
+from collections.abc import Awaitable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from mlserve.execution.worker import TaskSet
 from mlserve.registry import Registry
 
-__all__ = ["configure_logging", "run_server"]
+__all__ = ["configure_logging", "run_server", "shutdown_draining"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,26 @@ def configure_logging(level: str) -> None:
     )
 
 
+async def shutdown_draining(shutdown: Awaitable[None], registry: Registry | None) -> None:
+    """
+    Shut a server down while its models drain.
+
+    uvicorn waits for its connections first and for the application afterwards, and connections
+    whose requests are never answered would be cut.
+
+    Args:
+        shutdown: uvicorn's own shutdown.
+        registry: The models; `None` if they are not known.
+    """
+    tasks = TaskSet()
+    if registry is not None and registry.is_running:
+        tasks.spawn(registry.drain())
+    try:
+        await shutdown
+    finally:
+        await tasks.close()
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the models of a shutdown before the socket is closed."""
 
@@ -108,12 +130,20 @@ class _Server(uvicorn.Server):
                     host, port = socket.getsockname()[:2]
                     logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
 
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Shut down as uvicorn does while the models drain; unload them whatever happens."""
+        await shutdown_draining(super().shutdown(sockets), self._registry)
+        if self.force_exit:  # uvicorn leaves the lifespan alone then
+            await self.lifespan.shutdown()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn `/ready` false, and close the socket after the grace; at once the second time."""
         # Unlike uvicorn's, this does not note the signal to be raised again: we exit with 0.
         if self._is_ending or self._loop is None:
             self.force_exit = self.should_exit
             self.should_exit = True
+            if self.force_exit and self._registry is not None and self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._registry.hurry(), self._loop)
             return
         self._is_ending = True
         logger.info("Stopping: requests in flight are finished first (again = at once).")

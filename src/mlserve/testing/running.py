@@ -10,6 +10,8 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from mlserve.http.runner import shutdown_draining
+from mlserve.registry import Registry
 from mlserve.server import ModelServer
 
 __all__ = ["running"]
@@ -42,7 +44,8 @@ def running(server: Any, *, timeout_s: float = 60.0) -> Iterator[httpx2.Client]:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=math.ceil(timeout_s)
         )
-        runner = _ThreadedServer(config)
+        registry = server.registry if isinstance(server, ModelServer) else None
+        runner = _ThreadedServer(config, registry)
         thread = threading.Thread(target=runner.run, args=([listener],), name="mlserve-test-server")
         thread.start()
         try:
@@ -60,8 +63,9 @@ def running(server: Any, *, timeout_s: float = 60.0) -> Iterator[httpx2.Client]:
 class _ThreadedServer(uvicorn.Server):
     """uvicorn's server with a start that other threads can wait for."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, registry: Registry | None) -> None:
         super().__init__(config)
+        self._registry = registry
         self._has_begun = threading.Event()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -77,6 +81,10 @@ class _ThreadedServer(uvicorn.Server):
         """Start as uvicorn does, then tell."""
         await super().startup(sockets)
         self._has_begun.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down as `mlserve run` does."""
+        await shutdown_draining(super().shutdown(sockets), self._registry)
 
     def wait_started(self, timeout_s: float) -> bool:
         """Wait for the start; whether it succeeded."""
