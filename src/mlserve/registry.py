@@ -74,7 +74,7 @@ class Registry:
         if version is None and versions:
             return next(reversed(versions.values()))
         if version is None or version not in versions:
-            raise ModelNotFoundError(name, version)
+            raise ModelNotFoundError(name, version if versions else None)
         return versions[version]
 
     def newest(self) -> dict[str, Model]:

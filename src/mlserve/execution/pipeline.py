@@ -196,14 +196,18 @@ class Pipeline:
             n_outputs = len(outputs)
         except TypeError:  # an array of no dimension
             n_outputs = 0
-        if n_outputs != n:
-            raise ModelOutputError(
-                f"`infer` of model `{self.name}` returned {n_outputs} outputs for {n} inputs."
-                " Return exactly one per input, in order."
-            )
-        if not self.contract.hooks["postprocess"].overridden and hasattr(outputs, "tolist"):
-            return outputs.tolist()  # type: ignore[no-any-return]  # one copy for the whole batch
-        return list(outputs)
+        if n_outputs == n:
+            # Without a postprocess, one copy serves the whole batch.
+            is_final = not self.contract.hooks["postprocess"].overridden
+            at_once = is_final and hasattr(outputs, "tolist")
+            values: list[Any] = outputs.tolist() if at_once else list(outputs)
+            n_outputs = len(values)  # a data frame has the length of its rows, but gives columns
+            if n_outputs == n:
+                return values
+        raise ModelOutputError(
+            f"`infer` of model `{self.name}` returned {n_outputs} outputs for {n} inputs."
+            " Return exactly one per input, in order."
+        )
 
 
 def as_model_error(

@@ -214,5 +214,6 @@ def _require_finite(body: bytes) -> None:
 def _as_request_error(error: ValidationError, source: str) -> RequestError:
     details = safe_details(error, source)
     if details and details[0]["type"] == "json_invalid":
-        return InvalidJSONError(f"The body is not valid JSON. {details[0]['msg']}.")
+        reason = str(details[0]["msg"]).removeprefix("Invalid JSON: ")
+        return InvalidJSONError(f"The body is not valid JSON: {reason}.")
     return SchemaViolationError(details, error.error_count())

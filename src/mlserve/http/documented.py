@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from mlserve.contract import Contract
+from mlserve.http.errors import documented_errors
+from mlserve.http.schemas import ErrorBody
 from mlserve.spec import ModelSpec
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "body_signature",
     "example_values",
     "query_signature",
+    "stream_responses",
     "takes_query",
 ]
 
@@ -54,6 +57,21 @@ def body_signature(
 def query_signature(contract: Contract, name: str, summary: str) -> Callable[..., Any]:
     """Make a function whose query parameters are the fields of the model's request."""
     return _signature(name, summary, "fields", Annotated[contract.request_type, Query()])
+
+
+def stream_responses() -> dict[int | str, Any]:
+    """
+    Give the errors of a stream's route for OpenAPI, as JSON beside the events.
+
+    FastAPI shows every model of such a route as events, so this body's schema is written out.
+    """
+    schema = ErrorBody.model_json_schema()
+    schema["properties"]["error"] = schema.pop("$defs")["ErrorInfo"]
+    content = {"application/json": {"schema": schema}}
+    return {
+        status: {"description": response["description"], "content": content}
+        for status, response in documented_errors(ErrorBody).items()
+    }
 
 
 def takes_query(contract: Contract) -> bool:

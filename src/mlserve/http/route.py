@@ -23,7 +23,7 @@ from mlserve.http.errors import handle_error
 from mlserve.http.exchange import Exchange
 from mlserve.settings import ServerSettings
 
-__all__ = ["Answer", "ModelRoute"]
+__all__ = ["Answer", "ModelRoute", "ServerRoute"]
 
 Answer = Callable[[Request], Awaitable[Response]]
 """What runs once the user's dependencies are solved."""
@@ -34,6 +34,15 @@ _HANDLERS: dict[Any, Any] = {
     MLServeError: handle_error,
     RequestValidationError: handle_error,
 }
+
+
+class ServerRoute(APIRoute):
+    """A route that belongs to no model, such as the list of models."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        _keep_our_errors(scope)
+        await super().handle(scope, receive, send)
 
 
 class ModelRoute(APIRoute):
@@ -87,10 +96,7 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = Exchange(scope, send, self._settings, self._model, self._version)
-        # Starlette looks here for what answers an exception; only this scope is changed. The
-        # application's handlers of its own exceptions stay, as its dependencies may raise them.
-        theirs, _ = scope.get("starlette.exception_handlers", ({}, {}))
-        scope["starlette.exception_handlers"] = ({**theirs, **_HANDLERS}, {})
+        _keep_our_errors(scope)
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
             if self.methods and scope["method"] not in self.methods:
@@ -101,3 +107,11 @@ class ModelRoute(APIRoute):
                 await self.app(scope, limited, exchange.send)
         finally:
             exchange.finish()
+
+
+def _keep_our_errors(scope: Scope) -> None:
+    """Have exceptions of this request answered with our body, whatever the application does."""
+    # Starlette looks here for what answers an exception; only this scope is changed. The
+    # application's handlers of its own exceptions stay, as its dependencies may raise them.
+    theirs, _ = scope.get("starlette.exception_handlers", ({}, {}))
+    scope["starlette.exception_handlers"] = ({**theirs, **_HANDLERS}, {})

@@ -18,11 +18,12 @@ from mlserve.http.documented import (
     body_signature,
     example_values,
     query_signature,
+    stream_responses,
     takes_query,
 )
 from mlserve.http.errors import documented_errors
 from mlserve.http.predict import PredictEndpoint
-from mlserve.http.route import Answer, ModelRoute
+from mlserve.http.route import Answer, ModelRoute, ServerRoute
 from mlserve.http.schemas import ErrorBody
 from mlserve.http.stream import StreamEndpoint
 from mlserve.model import Model
@@ -121,7 +122,13 @@ class ModelRoutes:
             ConfigurationError: If the path is taken.
         """
         self.require_free(self._prefix + path, "GET")
-        self._app.router.add_api_route(self._prefix + path, endpoint, methods=["GET"], **options)
+        self._app.router.add_api_route(
+            self._prefix + path,
+            endpoint,
+            methods=["GET"],
+            route_class_override=ServerRoute,
+            **options,
+        )
 
     def require_free(self, path: str, method: str) -> None:
         """
@@ -168,7 +175,7 @@ class ModelRoutes:
         documents: dict[str, Any] = {
             "response_model": contract.chunk.declared,
             "response_class": EventStreamDocument,
-            "responses": _responses(contract.chunk.declared),
+            "responses": stream_responses(),
         }
         path, summary = base + mount.stream_path, f"Stream from {mount.model.name}{note}"
         shown = body_signature(contract, mount.examples, "stream", summary)

@@ -182,10 +182,12 @@ class Encoder:
             torch.set_num_threads(context.threads)
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
         dtype = resolve_dtype(self.checkpoint.dtype, device.type, capability)
+        context.progress(0.1, "reading the tokenizer and the weights")
         self.tokenizer, self.model = self.checkpoint.load(
             self._auto_class, dtype=dtype, device=device, optional_weights=self._optional_weights
         )
         self._read_facts()
+        context.progress(1.0)
         logger.info(
             "encoder.load.completed",
             extra={"device": str(device), "dtype": str(dtype), "max_length": self.max_length},

@@ -1,0 +1,106 @@
+"""The reference says what the code says."""
+
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+import mlserve
+from mlserve import cli
+from mlserve.handler import ModelHandler
+from mlserve.testing import __all__ as testing_names
+from tests.docs.pages import ROOT, name_of
+from tests.docs.tables import REFERENCE, access_log_keys, tables, with_tables
+
+
+@pytest.mark.parametrize("page", list(tables()), ids=name_of)
+def test_the_tables_of_a_page_are_those_of_the_code(page: Path) -> None:
+    wanted = with_tables(page, tables()[page])
+
+    assert page.read_text(encoding="utf-8") == wanted, "Run `python -m tests.docs.tables`."
+
+
+def test_the_handler_page_lists_every_hook_in_its_order() -> None:
+    page = (REFERENCE / "handler.md").read_text(encoding="utf-8")
+    hooks = [name for name, _ in inspect.getmembers(ModelHandler, inspect.isfunction)]
+    public = {name for name in hooks if not name.startswith("_")}
+
+    listed = re.findall(r"^\| `(\w+)\(self", page, re.MULTILINE)
+
+    assert set(listed) == public
+    assert len(listed) == len(public)
+
+
+def test_the_server_page_lists_every_method_of_the_server() -> None:
+    page = (REFERENCE / "server.md").read_text(encoding="utf-8")
+    methods = inspect.getmembers(mlserve.ModelServer, inspect.isfunction)
+
+    missing = [n for n, _ in methods if not n.startswith("_") and f"`server.{n}(" not in page]
+
+    assert missing == []
+
+
+def test_the_server_page_lists_every_keyword_of_the_server_and_of_add() -> None:
+    page = (REFERENCE / "server.md").read_text(encoding="utf-8")
+    keywords = {
+        name
+        for function in (mlserve.ModelServer, mlserve.ModelServer.add, mlserve.ModelServer.run)
+        for name in inspect.signature(function).parameters
+        if name != "self"
+    }
+
+    missing = [name for name in sorted(keywords) if f"| `{name}` |" not in page]
+
+    assert missing == []
+
+
+def test_the_api_page_names_every_public_name_once() -> None:
+    page = (REFERENCE / "api.md").read_text(encoding="utf-8")
+
+    listed = re.findall(r"^::: mlserve\.([\w.]+)$", page, re.MULTILINE)
+
+    wanted = [*mlserve.__all__, *(f"testing.{name}" for name in testing_names)]
+    assert sorted(listed) == sorted(wanted)
+
+
+def test_the_access_log_page_lists_every_key_in_its_order() -> None:
+    page = (REFERENCE / "access-log.md").read_text(encoding="utf-8")
+
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+
+    assert listed == access_log_keys()
+
+
+def test_the_cli_page_lists_every_command_and_option() -> None:
+    page = (REFERENCE / "cli.md").read_text(encoding="utf-8")
+    group = typer.main.get_command(cli.app)
+    commands = getattr(group, "commands", {})
+    options = [
+        f"`{parameter.opts[0]}`"
+        for command in commands.values()
+        for parameter in command.params
+        if parameter.opts[0].startswith("--")
+    ]
+
+    missing = [
+        name
+        for name in [*(f"## `mlserve {name}" for name in commands), *options]
+        if name not in page
+    ]
+
+    assert commands
+    assert missing == []
+
+
+def test_the_architecture_page_has_the_layers_that_the_checks_enforce() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    wanted = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+
+    rows = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
+
+    assert [re.findall(r"`(\w+)`", row) for row in rows] == wanted

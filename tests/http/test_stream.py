@@ -1,0 +1,362 @@
+"""Streams as server-sent events, seen through an in-process client."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Literal
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from tests.http.answers import MEMBERS, error_of
+
+from mlserve import (
+    Cors,
+    InvalidInputError,
+    Limits,
+    ModelHandler,
+    ModelServer,
+    Replicas,
+    ServerSettings,
+)
+
+STREAM = "/v1/models/m/stream"
+SECRET = "/srv/secret/weights.safetensors"  # noqa: S105 - a path, which answers must not show
+
+
+class Ask(BaseModel):
+    n: int
+    fail_at: int | None = None
+    how: Literal["raise", "refuse", "nan", "wrong", "exit"] = "raise"
+
+
+class Number(BaseModel):
+    value: float
+
+
+class Counter(ModelHandler[Ask, Number]):
+    def stream(self, item: Ask) -> Iterator[Any]:
+        for number in range(item.n):
+            if number == item.fail_at:
+                yield self._failing(item.how)
+            yield Number(value=number)
+
+    def _failing(self, how: str) -> Any:
+        match how:
+            case "refuse":
+                raise InvalidInputError("`n` is unlucky.")
+            case "raise":
+                raise RuntimeError(SECRET)
+            case "exit":
+                raise SystemExit(SECRET)
+            case "nan":
+                return Number(value=float("nan"))
+        return {"weights": SECRET}
+
+
+def events_of(answer: httpx2.Response) -> list[str]:
+    """Give the data of each event of a well-formed stream."""
+    assert answer.status_code == 200, answer.text
+    assert answer.text.endswith("\n\n")
+    blocks = [block for block in answer.text.split("\n\n") if block and block[0] != ":"]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [block.removeprefix("data: ") for block in blocks]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(ModelServer().add("m", Counter).build()) as client:
+        yield client
+
+
+def test_each_chunk_is_an_event_and_the_last_one_is_done(client: TestClient) -> None:
+    events = events_of(client.post(STREAM, json={"n": 3}))
+
+    assert events == ['{"value":0.0}', '{"value":1.0}', '{"value":2.0}', "[DONE]"]
+
+
+def test_a_stream_without_chunks_is_only_done(client: TestClient) -> None:
+    assert events_of(client.post(STREAM, json={"n": 0})) == ["[DONE]"]
+
+
+def test_the_alias_streams_too(client: TestClient) -> None:
+    assert events_of(client.post("/models/m/stream", json={"n": 1}))[-1] == "[DONE]"
+
+
+def test_get_takes_the_fields_as_query_parameters(client: TestClient) -> None:
+    posted = client.post(STREAM, json={"n": 2, "fail_at": 1, "how": "refuse"})
+    got = client.get(STREAM, params={"n": 2, "fail_at": 1, "how": "refuse"})
+
+    assert events_of(got)[0] == events_of(posted)[0] == '{"value":0.0}'
+    assert "unlucky" in events_of(got)[1]
+
+
+def test_a_stream_says_that_nobody_may_hold_it_back(client: TestClient) -> None:
+    headers = client.post(STREAM, json={"n": 1}).headers
+
+    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-accel-buffering"] == "no"
+    assert "content-length" not in headers
+    assert "x-request-id" in headers
+    assert "server-timing" in headers
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "code"),
+    [
+        ("raise", 500, "model_error"),
+        ("refuse", 422, "invalid_input"),
+        ("nan", 500, "model_error"),
+        ("wrong", 500, "model_error"),
+        ("exit", 500, "model_error"),
+    ],
+)
+def test_an_error_before_the_first_chunk_has_its_own_status(
+    client: TestClient, how: str, status: int, code: str
+) -> None:
+    answer = client.post(STREAM, json={"n": 3, "fail_at": 0, "how": how})
+
+    error_of(answer, status, code)
+    assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("raise", "model_error"),
+        ("refuse", "invalid_input"),
+        ("nan", "model_error"),
+        ("wrong", "model_error"),
+        ("exit", "model_error"),
+    ],
+)
+def test_a_later_error_is_an_event_and_done_comes_after_it_once(
+    client: TestClient, fail_at: int, how: str, code: str
+) -> None:
+    answer = client.post(STREAM, json={"n": 9, "fail_at": fail_at, "how": how})
+
+    events = events_of(answer)
+    assert len(events) == fail_at + 2
+    error = json.loads(events[-2])["error"]
+    assert error.keys() == MEMBERS
+    assert (error["code"], error["request_id"]) == (code, answer.headers["x-request-id"])
+    assert events[-1] == "[DONE]"
+    assert events.count("[DONE]") == 1
+    assert SECRET not in answer.text
+
+
+def test_an_async_generator_streams_and_fails_alike() -> None:
+    closed: list[bool] = []
+
+    class Remote(ModelHandler[Ask, Number]):
+        async def stream(self, item: Ask) -> AsyncIterator[Number]:
+            try:
+                for number in range(item.n):
+                    await asyncio.sleep(0)
+                    if number == item.fail_at:
+                        raise RuntimeError(SECRET)
+                    yield Number(value=number)
+            finally:
+                closed.append(True)
+
+    with TestClient(ModelServer().add("m", Remote).build()) as client:
+        good = events_of(client.post(STREAM, json={"n": 2}))
+        late = events_of(client.post(STREAM, json={"n": 3, "fail_at": 1}))
+        early = client.post(STREAM, json={"n": 3, "fail_at": 0})
+
+    assert good == ['{"value":0.0}', '{"value":1.0}', "[DONE]"]
+    assert json.loads(late[1])["error"]["code"] == "model_error"
+    error_of(early, 500, "model_error")
+    assert closed == [True] * 3
+
+
+def test_chunks_have_the_type_of_the_third_argument() -> None:
+    class Words(ModelHandler[str, Number, list[str]]):
+        def infer(self, inputs: list[str]) -> list[Number]:
+            return [Number(value=len(text)) for text in inputs]
+
+        def stream(self, item: str) -> Iterator[tuple[str, ...]]:
+            for word in item.split():
+                yield (word, word.upper())
+
+    with TestClient(ModelServer().add("m", Words).build()) as client:
+        events = events_of(client.post(STREAM, json="a\nb ä"))
+
+    assert events == ['["a","A"]', '["b","B"]', '["ä","Ä"]', "[DONE]"]
+
+
+def test_a_stream_that_is_no_generator_is_named() -> None:
+    class Listing(ModelHandler[str, str]):
+        def stream(self, item: str) -> Any:
+            return "abc"
+
+    with TestClient(ModelServer().add("m", Listing).build()) as client:
+        answer = client.post(STREAM, json="")
+
+    assert "yield" in error_of(answer, 500, "model_error")["message"]
+
+
+def test_lists_may_be_streamed_without_a_generator() -> None:
+    class Listing(ModelHandler[str, str]):
+        def stream(self, item: str) -> list[str]:
+            return ["a", "b"]
+
+    with TestClient(ModelServer().add("m", Listing).build()) as client:
+        assert events_of(client.post(STREAM, json="")) == ['"a"', '"b"', "[DONE]"]
+
+
+class Pausing(ModelHandler[str, int]):
+    """Yields one chunk, waits until it is told to go on, yields another."""
+
+    go_on: threading.Event
+    pause_first = False
+
+    def stream(self, item: str) -> Iterator[int]:
+        if self.pause_first:
+            assert self.go_on.wait(10)
+        yield 1
+        assert self.go_on.wait(10)
+        yield 2
+
+
+def pausing(*, first: bool = False) -> tuple[threading.Event, type[Pausing]]:
+    event = threading.Event()
+    return event, type("PausingHere", (Pausing,), {"go_on": event, "pause_first": first})
+
+
+def test_silence_is_filled_with_pings() -> None:
+    go_on, handler = pausing()
+    server = ModelServer(settings=ServerSettings(ping_s=0.02)).add("m", handler)
+    timer = threading.Timer(0.15, go_on.set)
+
+    with TestClient(server.build()) as client:
+        timer.start()
+        answer = client.post(STREAM, json="")
+
+    assert answer.text.count(": ping\n\n") >= 3
+    assert events_of(answer) == ["1", "2", "[DONE]"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (Limits(stream_timeout_s=0.1), "within 0.1 s (stage: stream)"),
+        (Limits(idle_s=0.1), "within 0.1 s (stage: stream)"),
+        (Limits(idle_s=0.15, first_chunk_s=0.05), "within 0.15 s"),
+    ],
+)
+@pytest.mark.parametrize("ping_s", [0.02, 15.0])
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(
+    limits: Limits, text: str, ping_s: float
+) -> None:
+    go_on, handler = pausing()
+    settings = ServerSettings(ping_s=ping_s)
+    server = ModelServer(settings=settings).add("m", handler, limits=limits)
+
+    with TestClient(server.build()) as client:
+        events = events_of(client.post(STREAM, json=""))
+        go_on.set()
+
+    error = json.loads(events[1])["error"]
+    assert (events[0], error["code"], events[2:]) == ("1", "deadline_exceeded", ["[DONE]"])
+    assert text in error["message"]
+
+
+@pytest.mark.parametrize("limits", [Limits(first_chunk_s=0.1), Limits(stream_timeout_s=0.1)])
+def test_a_first_chunk_that_takes_too_long_is_a_504(limits: Limits) -> None:
+    go_on, handler = pausing(first=True)
+
+    with TestClient(ModelServer().add("m", handler, limits=limits).build()) as client:
+        answer = client.post(STREAM, json="")
+        go_on.set()
+
+    error_of(answer, 504, "deadline_exceeded")
+
+
+def test_the_timeout_header_shortens_a_stream() -> None:
+    go_on, handler = pausing()
+
+    with TestClient(ModelServer().add("m", handler).build()) as client:
+        events = events_of(client.post(STREAM, json="", headers={"X-Request-Timeout": "0.1"}))
+        go_on.set()
+
+    assert json.loads(events[1])["error"]["code"] == "deadline_exceeded"
+
+
+def test_streams_are_never_compressed_and_other_answers_are() -> None:
+    class Both(ModelHandler[str, str]):
+        def infer(self, inputs: list[str]) -> list[str]:
+            return [text * 2000 for text in inputs]
+
+        def stream(self, item: str) -> Iterator[str]:
+            yield item * 2000
+
+    server = ModelServer(settings=ServerSettings(gzip_min_bytes=100)).add("m", Both)
+    with TestClient(server.build()) as client:
+        headers = {"Accept-Encoding": "gzip"}
+        streamed = client.post(STREAM, json="a", headers=headers)
+        predicted = client.post("/v1/models/m/predict", json="a", headers=headers)
+
+    assert "content-encoding" not in streamed.headers
+    assert events_of(streamed)[1:] == ["[DONE]"]
+    assert predicted.headers["content-encoding"] == "gzip"
+    assert predicted.json() == "a" * 2000
+
+
+@pytest.mark.parametrize(
+    "sent", [{"n": 1}, {"n": "x"}, {"n": 1, "fail_at": 0}], ids=["good", "invalid", "broken"]
+)
+def test_allowed_origins_may_read_streams_and_errors(sent: dict[str, Any]) -> None:
+    cors = Cors(allow_origins=("https://app.example",))
+    server = ModelServer(settings=ServerSettings(cors=cors)).add("m", Counter)
+
+    with TestClient(server.build()) as client:
+        answer = client.post(STREAM, json=sent, headers={"Origin": "https://app.example"})
+        other = client.post(STREAM, json=sent, headers={"Origin": "https://evil.example"})
+        preflight = client.options(
+            STREAM,
+            headers={
+                "Origin": "https://app.example",
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "content-type",
+            },
+        )
+
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in other.headers
+    assert preflight.status_code == 200
+
+
+def test_a_place_for_one_stream_lets_the_next_wait_and_predictions_pass() -> None:
+    go_on, handler = pausing()
+
+    class Both(handler):  # type: ignore[misc,valid-type]  # a class of this test's own event
+        def infer(self, inputs: list[str]) -> list[int]:
+            return [7 for _ in inputs]
+
+    server = ModelServer().add("m", Both, replicas=Replicas(max_streams=1))
+    model = server.model_for("m")
+
+    async def scenario() -> tuple[Any, int, list[Any]]:
+        async with server.started():
+            first = model.stream("")
+            head = await anext(first)
+            second = model.stream("")
+            waiting = asyncio.ensure_future(anext(second))
+            predicted = await model.predict("")
+            n_queued = model.statistics().queued
+            go_on.set()
+            rest = [head, *[chunk async for chunk in first], await waiting]
+            rest += [chunk async for chunk in second]
+            return predicted, n_queued, rest
+
+    predicted, n_queued, chunks = asyncio.run(asyncio.wait_for(scenario(), 10))
+
+    assert predicted == 7
+    assert n_queued == 1
+    assert chunks == [1, 2, 1, 2]

@@ -1,0 +1,174 @@
+"""The tree of errors: what each class promises and what its message says."""
+
+import pytest
+
+import mlserve
+from mlserve import errors
+from mlserve.errors import (
+    AbandonedError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    CapacityError,
+    ConfigurationError,
+    DeadlineExceededError,
+    DrainingError,
+    InvalidInputError,
+    InvalidJSONError,
+    InvalidTimeoutError,
+    MLServeError,
+    ModelError,
+    ModelFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ModelOutputError,
+    QueueFullError,
+    RequestError,
+    SchemaViolationError,
+    UnsupportedMediaTypeError,
+)
+
+CLASSES: list[type[MLServeError]] = [getattr(errors, name) for name in errors.__all__]
+
+EXAMPLES: list[tuple[MLServeError, int, str]] = [
+    (InvalidJSONError("The body is not JSON."), 400, "invalid_json"),
+    (InvalidTimeoutError(), 400, "invalid_timeout"),
+    (SchemaViolationError([], 1), 422, "validation_error"),
+    (InvalidInputError("`text` is empty."), 422, "invalid_input"),
+    (ModelNotFoundError("bert"), 404, "model_not_found"),
+    (UnsupportedMediaTypeError("Send JSON."), 415, "unsupported_media_type"),
+    (BodyTooLargeError(100), 413, "body_too_large"),
+    (BodyTimeoutError(2.5), 408, "request_timeout"),
+    (AbandonedError(), 499, "client_closed_request"),
+    (QueueFullError("bert", 64), 503, "queue_full"),
+    (ModelNotReadyError("bert", "loading"), 503, "model_not_ready"),
+    (DrainingError("bert"), 503, "draining"),
+    (ModelFailedError("bert", "loading failed"), 503, "model_failed"),
+    (DeadlineExceededError("queue", 1.5), 504, "deadline_exceeded"),
+    (ModelError(), 500, "model_error"),
+    (ModelOutputError("`infer` returned a dict."), 500, "model_error"),
+    (ConfigurationError("`max_size` is missing."), 500, "configuration_error"),
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_class_is_in_the_tree_and_exported_by_the_package(cls: type[MLServeError]) -> None:
+    assert issubclass(cls, MLServeError)
+    assert getattr(mlserve, cls.__name__) is cls
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_class_is_drawn_at_the_top_of_the_module(cls: type[MLServeError]) -> None:
+    drawing = errors.__doc__ or ""
+
+    assert f" {cls.__name__} " in f"{drawing} ".replace("\n", " ").replace(":", " ")
+
+
+@pytest.mark.parametrize(("error", "status", "code"), EXAMPLES, ids=lambda x: getattr(x, "code", x))
+def test_every_error_has_its_own_status_and_code(
+    error: MLServeError, status: int, code: str
+) -> None:
+    assert (error.status, error.code) == (status, code)
+
+
+@pytest.mark.parametrize("error", [row[0] for row in EXAMPLES], ids=lambda error: error.code)
+def test_every_message_is_a_sentence(error: MLServeError) -> None:
+    assert str(error).endswith(".")
+
+
+def test_every_class_that_can_be_raised_has_an_example_here() -> None:
+    shown = {type(error) for error, _, _ in EXAMPLES}
+
+    assert shown | {MLServeError, RequestError, CapacityError} == set(CLASSES)
+
+
+def test_the_kinds_say_who_should_act() -> None:
+    kinds = {type(error): error.kind for error, _, _ in EXAMPLES}
+
+    assert {kind for cls, kind in kinds.items() if issubclass(cls, RequestError)} == {
+        "RequestError"
+    }
+    assert {kind for cls, kind in kinds.items() if issubclass(cls, CapacityError)} == {
+        "CapacityError"
+    }
+    assert {kind for cls, kind in kinds.items() if issubclass(cls, ModelError)} == {"ModelError"}
+    assert MLServeError().kind == "ServerError"
+
+
+def test_lack_of_capacity_says_when_to_try_again_and_a_spent_budget_does_not() -> None:
+    assert QueueFullError("bert", 64).retry_after_s == 1.0
+    assert ModelFailedError("bert", "it broke down").retry_after_s == 5.0
+    assert DeadlineExceededError("infer", 1.0).retry_after_s is None
+    assert InvalidTimeoutError().retry_after_s is None
+
+
+def test_a_configuration_error_is_a_value_error_too() -> None:
+    assert isinstance(ConfigurationError("Wrong."), ValueError)
+
+
+def test_an_invalid_input_names_the_field_at_fault() -> None:
+    error = InvalidInputError("`text` is too long.", param="text")
+
+    assert str(error) == "`text` is too long."
+    assert error.param == "text"
+    assert InvalidInputError("Too long.").param is None
+
+
+def test_an_invalid_timeout_names_the_header() -> None:
+    assert InvalidTimeoutError().param == "X-Request-Timeout"
+
+
+def test_a_schema_violation_names_the_first_field() -> None:
+    details: list[dict[str, object]] = [
+        {"type": "missing", "loc": ["body", "items", 0, "text"], "msg": "Field required"}
+    ]
+
+    error = SchemaViolationError(details, n_errors=3)
+
+    assert error.param == "items.0.text"
+    assert error.details == details
+    assert str(error).startswith("3 fields do not fit the schema.")
+    assert "First at `items.0.text`: Field required." in str(error)
+
+
+@pytest.mark.parametrize("location", [["text"], ["query", "text"], ["body", "text"]])
+def test_a_schema_violation_leaves_out_where_the_field_was_sent(location: list[str]) -> None:
+    error = SchemaViolationError([{"type": "missing", "loc": location, "msg": "Required"}], 1)
+
+    assert error.param == "text"
+
+
+@pytest.mark.parametrize("details", [[], [{"loc": ["body"], "msg": "No"}], [{"msg": "No"}]])
+def test_a_schema_violation_of_the_whole_body_names_no_field(
+    details: list[dict[str, object]],
+) -> None:
+    error = SchemaViolationError(details, n_errors=1)
+
+    assert error.param is None
+    assert str(error) == "1 field does not fit the schema. See `detail` for each."
+
+
+def test_an_unknown_model_and_an_unknown_version_are_told_apart() -> None:
+    assert "no model `bert`" in str(ModelNotFoundError("bert"))
+    assert "no version `v9` of model `bert`" in str(ModelNotFoundError("bert", "v9"))
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (ModelNotFoundError("bert", "v2"), {"name": "bert", "version": "v2"}),
+        (BodyTooLargeError(100), {"limit_bytes": 100}),
+        (BodyTimeoutError(2.5), {"timeout_s": 2.5}),
+        (QueueFullError("bert", 64), {"model": "bert", "limit": 64}),
+        (ModelNotReadyError("bert", "loading"), {"model": "bert", "state": "loading"}),
+        (DrainingError("bert"), {"model": "bert"}),
+        (ModelFailedError("bert", "it broke"), {"model": "bert", "reason": "it broke"}),
+        (DeadlineExceededError("queue", 1.5), {"stage": "queue", "timeout_s": 1.5}),
+    ],
+    ids=lambda x: getattr(x, "code", ""),
+)
+def test_an_error_with_facts_keeps_them_and_says_them(
+    error: MLServeError, facts: dict[str, object]
+) -> None:
+    for name, value in facts.items():
+        assert getattr(error, name) == value
+        assert str(value) in str(error)
