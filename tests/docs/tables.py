@@ -8,11 +8,13 @@ import ast
 import inspect
 import re
 import textwrap
-from dataclasses import is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
+from tests.docs.pages import ROOT
 
 from mlserve import errors
 from mlserve.http import errors as http_errors
@@ -26,7 +28,6 @@ from mlserve.settings import (
     Restart,
     ServerSettings,
 )
-from tests.docs.pages import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
 OPTIONS = (Batching, Replicas, Restart, Limits)
@@ -129,11 +130,14 @@ def _source_of(cls: type) -> tuple[dict[str, str], dict[str, str]]:
 
 def _defaults(cls: Any) -> dict[str, Any]:
     if is_dataclass(cls):
-        given = cls()
-        return {name: getattr(given, name) for name in cls.__dataclass_fields__}
-    fields = cls.model_fields
-    assert all(field.default is not PydanticUndefined for field in fields.values())
-    return {name: field.default for name, field in fields.items()}
+        return {
+            field.name: field.default_factory()
+            if callable(field.default_factory)
+            else field.default
+            for field in fields(cls)
+        }
+    assert all(field.default is not PydanticUndefined for field in cls.model_fields.values())
+    return {name: field.default for name, field in cls.model_fields.items()}
 
 
 def _default(value: Any) -> str:
@@ -152,7 +156,7 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [names, tuple("---" for _ in names), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.docs.pages import PAGES, SHOWN_URL, Block, blocks_of, name_of, parse_curl
 
 from mlserve.testing import running
-from tests.docs.pages import PAGES, SHOWN_URL, Block, blocks_of, name_of, parse_curl
 
 LANGUAGES = {"bash", "console", "html", "json", "nginx", "python", "text"}
 # Values that are others each time; the pages show those of one real run.

@@ -4,7 +4,6 @@ import re
 from itertools import takewhile
 
 import pytest
-
 from tests.docs.pages import ROOT, blocks_of
 
 README = ROOT / "README.md"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.docs.pages import ROOT, name_of
+from tests.docs.tables import REFERENCE, access_log_keys, tables, with_tables
 
 import mlserve
 from mlserve import cli
 from mlserve.handler import ModelHandler
 from mlserve.testing import __all__ as testing_names
-from tests.docs.pages import ROOT, name_of
-from tests.docs.tables import REFERENCE, access_log_keys, tables, with_tables
 
 
 @pytest.mark.parametrize("page", list(tables()), ids=name_of)

@@ -90,7 +90,7 @@ class Batcher:
     def wake(self) -> None:
         """Look for work once the event loop has seen what else has just arrived."""
         if self._soon is None:
-            self._soon = asyncio.get_running_loop().call_soon(self._dispatch)
+            self._soon = asyncio.get_running_loop().call_soon(self._dispatch_soon)
 
     def close(self) -> None:
         """Stop looking for work."""
@@ -99,8 +99,11 @@ class Batcher:
                 handle.cancel()
         self._timer = self._soon = None
 
-    def _dispatch(self) -> None:
+    def _dispatch_soon(self) -> None:
         self._soon = None
+        self._dispatch()
+
+    def _dispatch(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

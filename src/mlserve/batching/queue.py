@@ -6,9 +6,10 @@ refused before anything is spent on it. Requests are served by priority, then by
 keys share a batch.
 """
 
+import heapq
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["BatchLimits", "Plan", "Queued", "RequestQueue"]
 
@@ -75,7 +76,7 @@ class Plan(Generic[ItemT]):
 
 class RequestQueue(Generic[ItemT]):
     """
-    A bounded queue with priorities and keys; taking and removing cost no search.
+    A bounded queue with priorities and keys; adding and removing cost no search.
 
     Args:
         capacity: How many requests may wait, those being preprocessed included. May be changed
@@ -203,14 +204,15 @@ class RequestQueue(Generic[ItemT]):
             if len(lanes) == 1:
                 yield from next(iter(lanes.values())).items()
             else:
-                yield from sorted(
-                    (pair for lane in lanes.values() for pair in lane.items()),
-                    key=lambda pair: pair[0],
-                )
+                yield from heapq.merge(*(lane.items() for lane in lanes.values()), key=_sequence)
 
     def __repr__(self) -> str:
         waiting, reserved = self._n_items, self._reserved
         return f"<RequestQueue {waiting} waiting, {reserved} reserved of {self.capacity}>"
+
+
+def _sequence(entry: tuple[int, Any]) -> int:
+    return entry[0]
 
 
 def _is_dead(item: Queued, now: float) -> bool:
