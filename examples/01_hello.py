@@ -46,11 +46,10 @@ app = server.build()  # an ordinary FastAPI application
 
 
 def check(client: httpx2.Client) -> None:
-    for text in ("A lovely film.", "Terrible, and boring!"):
+    for text, label in (("A lovely film.", "positive"), ("Terrible, and boring!", "negative")):
         answer = client.post("/v1/models/sentiment/predict", json={"text": text})
         print(f"{answer.status_code}  {text}  {answer.json()}")
-        assert answer.status_code == 200
-    assert answer.json() == {"label": "negative", "score": -1.8}
+        assert answer.json()["label"] == label
 
     refused = client.post("/v1/models/sentiment/predict", json={"words": "A lovely film."})
     print(f"{refused.status_code}  {refused.json()['error']['message']}")

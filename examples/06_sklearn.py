@@ -60,9 +60,9 @@ def check(client: httpx2.Client) -> None:
         print(flower, answer)
         assert answer["kind"] == kind
 
-    refused = client.post("/v1/models/iris/predict", json={**flower, "petal_width": -1})
+    refused = client.post("/v1/models/iris/predict", json=dict.fromkeys(Flower.model_fields, -1))
     print(refused.status_code, refused.json()["error"]["message"])
-    assert refused.json()["error"]["param"] == "petal_width"
+    assert refused.json()["error"]["param"] == "sepal_length"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ remote = FastAPI(title="The other service")
 @remote.post("/translate")
 async def translate(texts: list[str]) -> list[str | None]:
     await asyncio.sleep(0.02)
-    rows = [[WORDS.get(word) for word in text.split()] for text in texts]
-    return [None if None in row else " ".join(row) for row in rows]
+    rows = [[WORDS.get(word, "?") for word in text.split()] for text in texts]
+    return [None if "?" in row else " ".join(row) for row in rows]
 
 
 class Translate(ModelHandler[str, str]):
@@ -60,11 +60,9 @@ server = serve("http://127.0.0.1:9000")
 
 
 def check(client: httpx2.Client) -> None:
-    def ask(text: str) -> httpx2.Response:
-        return client.post("/v1/models/translate/predict", json=text)
-
+    url, texts = "/v1/models/translate/predict", ["good morning", "good grief"] * 32
     with ThreadPoolExecutor(32) as clients:
-        answers = list(clients.map(ask, ["good morning", "good grief"] * 32))
+        answers = list(clients.map(lambda text: client.post(url, json=text), texts))
     print(answers[0].json(), answers[1].json()["error"]["message"], sep="\n")
     assert [answer.status_code for answer in answers] == [200, 422] * 32
     statistics = client.get("/v1/models/translate").json()["statistics"]

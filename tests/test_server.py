@@ -78,10 +78,8 @@ def test_what_gives_no_handler_is_refused_in_words_that_help(source: Any, messag
         ModelServer().add("m", source)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "-a", ".a", "a/b", "ä", "a" * 65, "a\n", None])
-def test_a_name_that_cannot_stand_in_a_path_is_refused(name: Any) -> None:
-    if name is None:
-        pytest.skip("`None` is spelt as a name.")
+@pytest.mark.parametrize("name", ["", "a b", "../x", "-a", ".a", "a/b", "ä", "a" * 65, "a\n"])
+def test_a_name_that_cannot_stand_in_a_path_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="name must be"):
         ModelServer().add(name, Adder)
 
@@ -312,6 +310,9 @@ def test_stopping_waits_for_a_stream_and_never_unloads_under_it() -> None:
     events: list[str] = []
 
     class Noting(EchoHandler):
+        def warmup(self) -> None:
+            """Leaves no events."""
+
         def stream(self, item: Echo) -> Iterator[Echo]:
             try:
                 yield item

@@ -219,10 +219,15 @@ class Engine:
         channel: Channel[Any] = Channel(asyncio.get_running_loop())
         timer = self._enter(job, ChannelSink(channel))
 
+        def left_queue() -> None:
+            job.times.queue_s = self.clock() - job.enqueued_at
+            self._queue.release()
+
         def prepared(job: Job, error: MLServeError | None) -> None:
             if error is None and not job.abandoned:
                 job.stage = "queue"
-                self._pool.open_stream(job, channel, self._queue.release)
+                job.enqueued_at = self.clock()
+                self._pool.open_stream(job, channel, left_queue)
                 return
             self._queue.release()
             job.fail(error or AbandonedError())
@@ -243,7 +248,7 @@ class Engine:
         """Say what the model has done and is doing."""
         n_batches = self._batcher.cost_model.n_observed
         return Statistics(
-            state=self.lifecycle.state,
+            state=self.lifecycle.state.value,
             replicas=self._pool.n_serving,
             in_flight=len(self._jobs),
             queued=self._queue.occupied,

@@ -279,7 +279,9 @@ class ModelServer:
 
     def _require_open(self) -> None:
         if self._app is not None or self._is_installed:
-            raise ConfigurationError("The application is built: add models before `build()`.")
+            raise ConfigurationError(
+                "The application is built or installed already: `add` and `install` come before."
+            )
 
     def __repr__(self) -> str:
         models = ", ".join(f"{model.name}/{model.version}" for model in self.registry)

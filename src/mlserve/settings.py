@@ -85,7 +85,7 @@ class Restart:
     """How a replica that broke down is brought back."""
 
     failures: int = 5
-    """After how many failed restarts in a row the replica is given up."""
+    """After how many failed restarts in a row only every `max_backoff_s` another one is tried."""
     backoff_s: float = 0.5
     """The wait before the second attempt, in seconds; doubles with each further one."""
     max_backoff_s: float = 30.0

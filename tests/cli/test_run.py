@@ -1,12 +1,14 @@
 """`mlserve run` as a process: start, signals, exit codes."""
 
 import signal
+import socket
 import threading
 from pathlib import Path
 
 import httpx2
 import pytest
 from tests.cli.projects import run_command, serving, write_project
+from tests.http.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +16,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_project(tmp_path_factory.mktemp("project"))
+
+
+def accepts_connections(client: httpx2.Client) -> bool:
+    try:
+        socket.create_connection((client.base_url.host, client.base_url.port or 80), 1).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("target", ["reviews:server", "app:app"])
@@ -126,7 +136,7 @@ def test_a_second_signal_ends_the_drain_at_once_and_the_model_is_still_unloaded(
                 lines = answer.iter_lines()
                 assert next(lines) == 'data: "x"'
                 served.process.send_signal(signal.SIGTERM)
-                served.wait_for("Shutting down")
+                until(lambda: not accepts_connections(client))
                 served.process.send_signal(signal.SIGTERM)
                 events = [line for line in lines if line]
         code = served.exit_code()

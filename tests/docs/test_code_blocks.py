@@ -111,10 +111,9 @@ def require_same(block: Block, output: str) -> None:
             f"{block} shows another output than: {output}"
         )
         return
-    wanted = block.text.replace("data: [DONE]\n", "data: [DONE]\n\n") if "data:" in output else ""
     checker = doctest.OutputChecker()
-    is_same = any(
-        checker.check_output(text, output, doctest.ELLIPSIS) for text in (block.text, wanted)
+    is_same = checker.check_output(
+        f"{block.text.rstrip()}\n", f"{output.rstrip()}\n", doctest.ELLIPSIS
     )
     assert is_same, f"{block} shows another output than:\n{output}"
 

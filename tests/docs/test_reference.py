@@ -62,8 +62,9 @@ def test_the_api_page_names_every_public_name_once() -> None:
 
     listed = re.findall(r"^::: mlserve\.([\w.]+)$", page, re.MULTILINE)
 
-    wanted = [*mlserve.__all__, *(f"testing.{name}" for name in testing_names)]
-    assert sorted(listed) == sorted(wanted)
+    # To what builds the page, `mlserve.handler` is the module of that name and not the function.
+    names = ["functions.handler" if name == "handler" else name for name in mlserve.__all__]
+    assert sorted(listed) == sorted([*names, *(f"testing.{name}" for name in testing_names)])
 
 
 def test_the_access_log_page_lists_every_key_in_its_order() -> None:

@@ -1,14 +1,19 @@
 """One line per inference: these facts, and nothing that a client sent."""
 
+import asyncio
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from tests.http.waiting import until
 
 from mlserve import Call, ModelHandler, ModelServer, ServerSettings
+from mlserve.testing import running
 
 CANARY = "canary-4711"
 KEYS = [
@@ -157,3 +162,49 @@ def test_the_log_can_be_switched_off(caplog: pytest.LogCaptureFixture) -> None:
         client.post("/v1/models/m/predict", json="abc")
 
     assert lines_of(caplog) == []
+
+
+@pytest.mark.slow
+def test_a_stream_whose_client_leaves_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    class Endless(ModelHandler[str, str]):
+        def stream(self, item: str) -> Iterator[str]:
+            pause = threading.Event()
+            while True:
+                yield item
+                pause.wait(0.01)
+
+    server = ModelServer().add("m", Endless)
+    with caplog.at_level(logging.INFO), running(server) as client:
+        with client.stream("POST", "/v1/models/m/stream", json="x") as answer:
+            next(answer.iter_lines())
+        until(lambda: bool(lines_of(caplog)))
+
+    (line,) = lines_of(caplog)
+    assert (line["status"], line["code"]) == (200, "client_closed_request")
+
+
+@pytest.mark.slow
+def test_a_prediction_whose_client_leaves_is_logged_as_such(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    class Slow(ModelHandler[str, str]):
+        def infer(self, inputs: list[str]) -> list[str]:
+            begun.set()
+            assert released.wait(10)
+            return inputs
+
+    async def leave(base_url: str) -> None:
+        async with httpx2.AsyncClient(base_url=base_url) as client:
+            request = asyncio.ensure_future(client.post("/v1/models/m/predict", json=""))
+            assert await asyncio.to_thread(begun.wait, 5)
+            request.cancel()
+
+    with caplog.at_level(logging.INFO), running(ModelServer().add("m", Slow)) as client:
+        asyncio.run(leave(str(client.base_url)))
+        until(lambda: bool(lines_of(caplog)))
+        released.set()
+
+    (line,) = lines_of(caplog)
+    assert (line["status"], line["code"]) == (499, "client_closed_request")

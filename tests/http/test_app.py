@@ -342,7 +342,7 @@ def test_installed_models_are_injected_into_the_hosts_endpoints() -> None:
 
     @app.get("/shout")
     async def shout(text: str, model: Annotated[Model, Depends(server.model("echo"))]) -> str:
-        return (await model.predict({"text": text})).text.upper()
+        return str((await model.predict({"text": text})).text).upper()
 
     @app.get("/state", response_class=PlainTextResponse)
     async def state(request: Request) -> str:

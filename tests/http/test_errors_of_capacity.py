@@ -235,3 +235,11 @@ def test_what_is_not_finished_when_the_drain_ends_is_answered_with_draining(gate
 
     error_of(answer, 503, "draining")
     threads.shutdown()
+
+
+def test_an_application_whose_lifespan_never_ran_says_that_it_is_not_ready() -> None:
+    client = TestClient(ModelServer().add("m", Gated).build())
+
+    error_of(client.post(PREDICT, json=""), 503, "model_not_ready")
+    assert client.get("/ready").status_code == 503
+    assert client.get("/health").status_code == 200

@@ -159,6 +159,16 @@ def test_an_http_exception_keeps_its_status_and_headers(
     assert answer.headers["x-mine"] == "yes"
 
 
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_http_exception_of_a_status_without_a_body_has_none(
+    client: TestClient, status: int
+) -> None:
+    answer = client.get(f"/raise/{status}")
+
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert answer.headers["x-mine"] == "yes"
+
+
 def test_an_http_exception_whose_detail_is_no_text_has_our_body(client: TestClient) -> None:
     answer = client.get("/detail")
 

@@ -72,7 +72,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
     def fault() -> None:
         raise error
 
-    return staticmethod(fault)  # type: ignore[return-value]  # called through the class
+    return staticmethod(fault)
 
 
 HOOKS = ["preprocess", "cost", "batch_key", "infer", "postprocess", "stream"]

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 from fastapi.testclient import TestClient
@@ -40,7 +41,7 @@ class Broken(Plain):
         raise OSError("/srv/secret/weights.safetensors")
 
 
-def at_once(on_load_failure: str = "exit") -> ServerSettings:
+def at_once(on_load_failure: Literal["exit", "serve"] = "exit") -> ServerSettings:
     return ServerSettings(startup_wait_s=0, on_load_failure=on_load_failure)
 
 
@@ -205,7 +206,7 @@ def test_a_load_that_takes_too_long_is_a_failure(gate: Gate) -> None:
 
 @pytest.mark.parametrize("on_load_failure", ["exit", "serve"])
 def test_a_late_failure_is_told_to_who_runs_the_server_if_it_is_to_exit(
-    gate: Gate, on_load_failure: str
+    gate: Gate, on_load_failure: Literal["exit", "serve"]
 ) -> None:
     class LateBroken(Plain):
         def load(self) -> None:

@@ -77,7 +77,11 @@ def test_a_value_of_any_json_type_comes_back_as_it_was_sent(declared: Any, value
 def test_handlers_get_instances_of_the_declared_type() -> None:
     seen: list[Any] = []
 
-    predict(app_of(Point, str, lambda inputs: [seen.append(v) or "" for v in inputs]), {"x": 1})
+    def note(inputs: list[Any]) -> list[str]:
+        seen.extend(inputs)
+        return ["" for _ in inputs]
+
+    predict(app_of(Point, str, note), {"x": 1})
 
     assert seen == [Point(1.0, 0.0)]
 

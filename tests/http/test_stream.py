@@ -4,13 +4,15 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from tests.http.answers import MEMBERS, error_of
+from typing_extensions import TypedDict
 
 from mlserve import (
     Cors,
@@ -360,3 +362,43 @@ def test_a_place_for_one_stream_lets_the_next_wait_and_predictions_pass() -> Non
     assert predicted == 7
     assert n_queued == 1
     assert chunks == [1, 2, 1, 2]
+
+
+@dataclass
+class Words:
+    text: str
+    times: int = 1
+
+
+class Phrase(TypedDict):
+    text: str
+    times: NotRequired[int]
+
+
+class Parrot(ModelHandler[Words, str]):
+    def stream(self, item: Words) -> Iterator[str]:
+        yield from [item.text] * item.times
+
+
+class Typed(ModelHandler[Phrase, str]):
+    def stream(self, item: Phrase) -> Iterator[str]:
+        yield from [item["text"]] * item.get("times", 1)
+
+
+@pytest.mark.parametrize("handler", [Parrot, Typed])
+def test_get_takes_the_fields_of_dataclasses_and_typed_dicts_too(handler: Any) -> None:
+    app = ModelServer().add("m", handler).build()
+
+    with TestClient(app) as client:
+        twice = client.get(STREAM, params={"text": "a", "times": "2"})
+        once = client.get(STREAM, params={"text": "a"})
+        without = client.get(STREAM)
+        shown = client.get("/openapi.json").json()["paths"][STREAM]["get"]["parameters"]
+
+    assert events_of(twice) == ['"a"', '"a"', "[DONE]"]
+    assert events_of(once) == ['"a"', "[DONE]"]
+    assert error_of(without, 422, "validation_error")["param"] == "text"
+    assert [(field["name"], field["required"]) for field in shown] == [
+        ("text", True),
+        ("times", False),
+    ]

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.http.waiting import until
 
@@ -71,14 +72,19 @@ class PassThrough:
         await self.app(scope, receive, send)
 
 
+async def pass_on(request: Any, call_next: Any) -> Any:
+    return await call_next(request)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"settings": ServerSettings(gzip_min_bytes=0)},
         {"middleware": [Middleware(PassThrough)]},
+        {"middleware": [Middleware(BaseHTTPMiddleware, dispatch=pass_on)]},
     ],
-    ids=["plain", "gzip", "middleware"],
+    ids=["plain", "gzip", "middleware", "starlettes middleware"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_client_that_leaves_closes_the_generator_soon_and_in_its_own_thread(

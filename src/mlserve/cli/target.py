@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from mlserve.errors import ConfigurationError
 from mlserve.registry import Registry
@@ -46,6 +47,9 @@ def load_target(target: str) -> Found:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         raise ConfigurationError(f"There is no module {exc.name!r} in {directory}.") from exc
+    except ValidationError as exc:  # settings from the environment, where the module makes them
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise ConfigurationError(f"{exc.title} cannot be made. {wrong}.") from exc
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"{module_name!r} has no attribute {attribute!r}.")

@@ -5,6 +5,7 @@ Lives on the event loop.
 """
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -184,8 +185,16 @@ class ReplicaPool:
         self._serving.remove(ailing)
         self._on_change()
         await ailing.close()
+        replica = await self._restart(number)
+        logger.warning("replica.restart.completed", extra={"replica": number})
+        self._serving.append(replica)
+        self._on_change()
+        self._resume()
+
+    async def _restart(self, number: int) -> ThreadReplica:
+        """Load a replica until that succeeds, with growing pauses in between."""
         wait_s = self._options.restart.backoff_s
-        for attempt in range(1, self._options.restart.failures + 1):
+        for attempt in itertools.count(1):
             replica = self._make(number)
             self._replicas[number] = replica
             try:
@@ -193,17 +202,15 @@ class ReplicaPool:
             except Exception:
                 logger.exception("replica.restart.failed", extra={"attempt": attempt})
                 await replica.close()
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, self._options.restart.max_backoff_s)
             else:
-                logger.warning("replica.restart.completed", extra={"replica": number})
-                self._serving.append(replica)
+                return replica
+            if attempt >= self._options.restart.failures:
+                self.reason = f"replica {number} could not be restarted in {attempt} attempts"
                 self._on_change()
-                self._resume()
-                return
-        self.reason = f"replica {number} could not be restarted"
-        logger.error("replica.restart.given_up", extra={"replica": number})
-        self._on_change()
+                wait_s = self._options.restart.max_backoff_s
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, self._options.restart.max_backoff_s)
+        raise AssertionError("Counting has no end.")
 
     def __repr__(self) -> str:
         return f"<ReplicaPool {self.n_serving} of {len(self._replicas)} serving>"

@@ -93,6 +93,7 @@ def install_into(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
     registry = plan.registry
+    routes.add_all(plan.mounted, registry)  # first: the router looks at routes in their order
     routes.add_plain("/health", make_health(), response_model=HealthBody, tags=["server"])
     not_ready = {503: {"model": ReadyBody, "description": "Not every model is loaded and warm."}}
     routes.add_plain(
@@ -110,7 +111,6 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
             include_in_schema=False,
             dependencies=list(plan.dependencies),
         )
-    routes.add_all(plan.mounted, registry)
     newest = registry.newest()
     app.state.models = newest
     app.state.mlserve_registry = registry

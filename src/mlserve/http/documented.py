@@ -6,7 +6,8 @@ The functions made here are never called; FastAPI reads their signatures.
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import is_dataclass
 from enum import Enum
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from fastapi import Body, Query
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
+from typing_extensions import get_type_hints, is_typeddict
 
 from mlserve.contract import Contract
 from mlserve.http.errors import documented_errors
@@ -51,12 +53,25 @@ def body_signature(
             f"example {number}": {"value": value} for number, value in enumerate(examples, start=1)
         }
         body = Body(openapi_examples=cast("Any", shown)) if shown else Body()
-    return _signature(name, summary, "body", Annotated[contract.request_type, body])
+    return _signature(name, summary, {"body": Annotated[contract.request_type, body]})
 
 
 def query_signature(contract: Contract, name: str, summary: str) -> Callable[..., Any]:
     """Make a function whose query parameters are the fields of the model's request."""
-    return _signature(name, summary, "fields", Annotated[contract.request_type, Query()])
+    request = contract.request_type
+    if issubclass(request, BaseModel):
+        return _signature(name, summary, {"fields": Annotated[request, Query()]})
+    required = set(contract.request.json_schema().get("required", ()))
+    annotations = {
+        field: annotation if field in required else annotation | None
+        for field, annotation in _fields_of(request).items()
+    }
+    return _signature(
+        name,
+        summary,
+        {field: Annotated[annotation, Query()] for field, annotation in annotations.items()},
+        optional=annotations.keys() - required,
+    )
 
 
 def stream_responses() -> dict[int | str, Any]:
@@ -76,12 +91,8 @@ def stream_responses() -> dict[int | str, Any]:
 
 def takes_query(contract: Contract) -> bool:
     """Whether every field of the request is a scalar, so that a query string can carry it."""
-    request = contract.request_type
-    return (
-        isinstance(request, type)
-        and issubclass(request, BaseModel)
-        and all(_is_scalar(info.annotation) for info in request.model_fields.values())
-    )
+    fields = _fields_of(contract.request_type)
+    return bool(fields) and all(_is_scalar(annotation) for annotation in fields.values())
 
 
 def example_values(spec: ModelSpec) -> list[Any]:
@@ -98,15 +109,36 @@ def example_values(spec: ModelSpec) -> list[Any]:
         return []
 
 
-def _signature(name: str, summary: str, parameter: str, annotation: Any) -> Callable[..., Any]:
+def _fields_of(request: Any) -> dict[str, Any]:
+    """Give the annotations of a request's fields; nothing for what is not made of fields."""
+    if not isinstance(request, type):
+        return {}
+    if issubclass(request, BaseModel):
+        return {name: info.annotation for name, info in request.model_fields.items()}
+    if is_dataclass(request) or is_typeddict(request):
+        hints = get_type_hints(request)  # leaves out Required and NotRequired
+        return {name: hints[name] for name in request.__annotations__}
+    return {}
+
+
+def _signature(
+    name: str, summary: str, annotations: dict[str, Any], optional: Set[str] = frozenset()
+) -> Callable[..., Any]:
     def endpoint() -> None:
         raise AssertionError("This function only documents a route.")
 
     endpoint.__name__ = name
     endpoint.__doc__ = summary
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    shown = inspect.Parameter(parameter, kind, annotation=annotation)
-    endpoint.__signature__ = inspect.Signature([shown])  # type: ignore[attr-defined]  # read by FastAPI
+    shown = [
+        inspect.Parameter(
+            parameter,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=None if parameter in optional else inspect.Parameter.empty,
+        )
+        for parameter, annotation in annotations.items()
+    ]
+    endpoint.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # read by FastAPI
     return endpoint
 
 

@@ -80,6 +80,8 @@ class _Answer:
 
     def response(self, request_id: str) -> Response:
         """Make the response."""
+        if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+            return Response(None, self.status, self.headers)  # HTTP allows no body there
         body: dict[str, Any] = {"error": self.info(request_id)}
         if self.detail is not None:
             body["detail"] = self.detail

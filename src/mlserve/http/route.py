@@ -96,17 +96,25 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = Exchange(scope, send, self._settings, self._model, self._version)
-        _keep_our_errors(scope)
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
-            if self.methods and scope["method"] not in self.methods:
-                error = HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
-                response = await handle_error(Request(scope, limited), error)
-                await response(scope, limited, exchange.send)
-            else:
+            if self.dependant.dependencies and scope["method"] in (self.methods or ()):
+                _keep_our_errors(scope)
                 await self.app(scope, limited, exchange.send)
+            else:
+                await self._answer_directly(Request(scope, limited), exchange.send)
         finally:
             exchange.finish()
+
+    async def _answer_directly(self, request: Request, send: Send) -> None:
+        """Answer a request that no dependency of the user looks at: FastAPI has nothing to do."""
+        try:
+            if self.methods and request.method not in self.methods:
+                raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
+            response = await self._answer(request)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
+            response = await handle_error(request, exc)
+        await response(request.scope, request.receive, send)
 
 
 def _keep_our_errors(scope: Scope) -> None:

@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlserve.errors import MLServeError
+from mlserve.errors import AbandonedError, MLServeError
 from mlserve.http.disconnect import DisconnectWatch
 from mlserve.http.errors import error_body
 from mlserve.http.exchange import EXCHANGE, Exchange
@@ -40,8 +40,12 @@ class StreamEndpoint:
             exchange.code = error.code
             return error_body(error, exchange.request_id)
 
+        def leave() -> None:
+            exchange.code = AbandonedError.code
+            engine.abandon(job)
+
         stream = engine.stream(job)
-        watch = DisconnectWatch(request.receive, lambda: engine.abandon(job), after_s=0)
+        watch = DisconnectWatch(request.receive, leave, after_s=0)
         try:
             first: bytes | None = encode(await stream.next())
         except StopAsyncIteration:
