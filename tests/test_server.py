@@ -134,7 +134,7 @@ def test_build_gives_the_same_application_each_time_and_nothing_can_be_added_the
     app = server.build()
 
     assert server.build() is app
-    with pytest.raises(ConfigurationError, match="before `build"):
+    with pytest.raises(ConfigurationError, match="is built or installed already"):
         server.add("n", Adder)
 
 

@@ -16,6 +16,7 @@ __all__ = ["Model", "safe_details"]
 
 _numbers = itertools.count(1)
 _MAX_DETAILS = 10
+_MAX_LISTED = 10_000
 _LONGEST_PART = 64
 _LONGEST_MESSAGE = 200
 _QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
@@ -129,6 +130,10 @@ def safe_details(error: ValidationError, source: str | None = None) -> list[dict
         error: What pydantic found.
         source: Where the input stood, such as `body`; the first part of each location.
     """
+    if error.error_count() > _MAX_LISTED:
+        # pydantic lists all or none, and a million of them would hold the event loop for seconds.
+        message = f"{error.error_count()} values do not fit the schema"
+        return [{"type": "too_many_errors", "loc": [source] if source else [], "msg": message}]
     details: list[dict[str, object]] = []
     for entry in error.errors(include_url=False, include_input=False, include_context=False):
         location = [

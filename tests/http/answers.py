@@ -21,3 +21,12 @@ def error_of(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     if error["retry_after_s"] is not None:
         assert int(answer.headers["retry-after"]) >= error["retry_after_s"]
     return error
+
+
+def events_of(answer: httpx2.Response) -> list[str]:
+    """Give the data of each event of a well-formed stream."""
+    assert answer.status_code == 200, answer.text
+    assert answer.text.endswith("\n\n")
+    blocks = [block for block in answer.text.split("\n\n") if block and block[0] != ":"]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [block.removeprefix("data: ") for block in blocks]

@@ -366,6 +366,21 @@ def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
         ModelServer().add("echo", EchoHandler).install(FastAPI(), prefix=prefix)
 
 
+def test_two_servers_share_an_application_under_two_prefixes() -> None:
+    app = FastAPI()
+    ModelServer().add("a", EchoHandler).install(app, prefix="/x")
+    ModelServer().add("b", EchoHandler).install(app, prefix="/y")
+
+    with TestClient(app) as client:
+        answers = [
+            client.post(f"/{prefix}/v1/models/{name}/predict", json=HELLO).status_code
+            for prefix, name in (("x", "a"), ("y", "b"), ("x", "b"))
+        ]
+
+    assert answers == [200, 200, 404]
+    assert app.state.models.keys() == {"a", "b"}
+
+
 def test_models_belong_to_one_application_only() -> None:
     installed = ModelServer().add("echo", EchoHandler)
     installed.install(FastAPI())

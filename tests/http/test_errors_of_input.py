@@ -130,6 +130,15 @@ def test_the_first_wrong_field_is_named_and_all_are_counted(client: TestClient) 
     assert error["message"].startswith("12 fields do not fit the schema.")
 
 
+def test_more_wrong_fields_than_can_be_listed_quickly_are_only_counted(client: TestClient) -> None:
+    answer = client.post(PREDICT, json={"items": [CANARY] * 20_000})
+
+    error = error_of(answer, 422, "validation_error")
+    assert error["message"].startswith("20000 fields do not fit the schema.")
+    assert [entry["loc"] for entry in answer.json()["detail"]] == [["body"]]
+    assert CANARY not in answer.text
+
+
 def test_long_names_of_unknown_fields_are_cut() -> None:
     class Strict(BaseModel, extra="forbid"):
         name: str = ""

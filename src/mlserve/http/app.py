@@ -112,7 +112,7 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
             dependencies=list(plan.dependencies),
         )
     newest = registry.newest()
-    app.state.models = newest
+    app.state.models = {**getattr(app.state, "models", {}), **newest}
     app.state.mlserve_registry = registry
     if len(newest) == 1:
         app.state.model = next(iter(newest.values()))
