@@ -23,6 +23,7 @@ class Sleeper(ModelHandler[int, float]):
     """Sleeps 5 ms and answers how long that was, in ms."""
 
     def infer(self, inputs: list[int]) -> list[float]:
+        """Sleep."""
         started = time.perf_counter()
         time.sleep(0.005)
         return [(time.perf_counter() - started) * 1000] * len(inputs)
@@ -70,8 +71,8 @@ def main() -> None:
         ours.send("stop")
         process.join()
         print(  # noqa: T201 - a benchmark prints
-            f"max_wait_s={wait_s}: added, seen by the client: median {statistics.median(seen):.2f} ms,"
-            f" p95 {statistics.quantiles(seen, n=20)[18]:.2f} ms;"
+            f"max_wait_s={wait_s}: added, seen by the client:"
+            f" median {statistics.median(seen):.2f} ms, p95 {statistics.quantiles(seen, n=20)[18]:.2f} ms;"
             f" inside the server: median {statistics.median(inside):.2f} ms"
         )
 

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlserve.errors import ConfigurationError
@@ -19,6 +19,7 @@ def handler(
     load: Callable[[], Any] | None = None,
     preprocess: Callable[..., Any] | None = None,
     postprocess: Callable[..., Any] | None = None,
+    examples: Sequence[Any] = (),
 ) -> type[ModelHandler[Any, Any, Any]]:
     """
     Make a handler class of functions.
@@ -33,6 +34,7 @@ def handler(
         load: Takes nothing, gives the loaded object; once per replica.
         preprocess: Takes (the loaded object and) a request, gives an input.
         postprocess: Takes (the loaded object and) an output, gives a response.
+        examples: Typical requests, for warm-up, `mlserve check` and OpenAPI.
 
     Raises:
         ConfigurationError: If one of them cannot be called.
@@ -47,6 +49,8 @@ def handler(
     for name, function in given.items():
         if function is not None:
             body[name] = _as_hook(name, function, bind=load is not None)
+    if examples:
+        body["examples"] = lambda self: list(examples)
     if load is not None:
         body["load"] = _as_load(load)
     base = ModelHandler[request, response]

@@ -87,6 +87,16 @@ class Registry:
     def __len__(self) -> int:
         return sum(len(versions) for versions in self._models.values())
 
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """
+        Wait, in another thread than the server's, until every model is loaded or has failed.
+
+        Returns:
+            Whether all are ready.
+        """
+        is_done = self.loaded.wait(timeout_s)
+        return is_done and all(model.engine.lifecycle.is_ready for model in self)
+
     @asynccontextmanager
     async def running(self, wait_s: float | None = None) -> AsyncIterator[None]:
         """

@@ -234,16 +234,6 @@ class ModelServer:
             await stack.enter_async_context(self.registry.running(wait_s=math.inf))
             yield
 
-    def wait_loaded(self, timeout_s: float) -> bool:
-        """
-        Wait, in another thread than the server's, until every model is loaded or has failed.
-
-        Returns:
-            Whether all are ready.
-        """
-        is_done = self.registry.loaded.wait(timeout_s)
-        return is_done and all(model.engine.lifecycle.is_ready for model in self.registry)
-
     def run(
         self,
         *,

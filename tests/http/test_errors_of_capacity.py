@@ -165,7 +165,7 @@ def test_a_model_that_is_loading_is_not_ready(gate: Gate) -> None:
     with TestClient(server.build()) as client:
         early = client.post(PREDICT, json="")
         gate.opened.set()
-        assert server.wait_loaded(10)
+        assert server.registry.wait_loaded(10)
         later = client.post(PREDICT, json="")
 
     error_of(early, 503, "model_not_ready")

@@ -124,6 +124,14 @@ def test_a_head_request_of_a_wrong_route_has_no_body(client: TestClient) -> None
     assert answer.status_code == 405
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_may_be_asked_with_head(client: TestClient, path: str) -> None:
+    answer = client.head(path)
+
+    assert answer.status_code == 200
+    assert "x-request-id" in answer.headers
+
+
 def test_users_may_add_routes_below_a_model_name() -> None:
     app = ModelServer().add("echo", EchoHandler).build()
 

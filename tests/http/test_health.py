@@ -88,7 +88,7 @@ def test_while_a_model_loads_the_server_is_alive_and_tells_progress(gate: Gate) 
         health, ready = client.get("/health"), client.get("/ready")
         echo = client.post("/v1/models/echo/predict", json={"text": "a"})
         gate.opened.set()
-        assert server.wait_loaded(10)
+        assert server.registry.wait_loaded(10)
         later = client.get("/ready")
 
     assert health.status_code == 200
@@ -220,7 +220,7 @@ def test_a_late_failure_is_told_to_who_runs_the_server_if_it_is_to_exit(
         before = client.get("/ready").json()["error"]["code"]
         gate.opened.set()
         until(lambda: client.get("/ready").json()["error"]["code"] == "model_failed")
-        assert not server.wait_loaded(10)
+        assert not server.registry.wait_loaded(10)
 
     assert before == "model_not_ready"
     assert len(told) == (on_load_failure == "exit")

@@ -105,7 +105,7 @@ def test_health_answers_at_once_while_a_model_loads_and_while_infer_blocks() -> 
     settings = ServerSettings(startup_wait_s=0)
     app = ModelServer(title="load", settings=settings).add("blocked", Blocked).build()
 
-    with running(app) as client:
+    with running(app, wait_ready=False) as client:
         while_loading = _slowest_health_s(client)
         not_ready = client.get("/ready")
         Blocked.released.set()

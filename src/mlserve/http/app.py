@@ -94,9 +94,9 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
     registry = plan.registry
     routes.add_all(plan.mounted, registry)  # first: the router looks at routes in their order
-    routes.add_plain("/health", make_health(), response_model=HealthBody, tags=["server"])
+    routes.add_probe("/health", make_health(), response_model=HealthBody, tags=["server"])
     not_ready = {503: {"model": ReadyBody, "description": "Not every model is loaded and warm."}}
-    routes.add_plain(
+    routes.add_probe(
         "/ready",
         make_ready(registry),
         response_model=ReadyBody,

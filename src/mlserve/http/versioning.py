@@ -130,6 +130,17 @@ class ModelRoutes:
             **options,
         )
 
+    def add_probe(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """Add a plain route that load balancers may ask with `HEAD` as well."""
+        self.add_plain(path, endpoint, **options)
+        self._app.router.add_api_route(
+            self._prefix + path,
+            endpoint,
+            methods=["HEAD"],
+            include_in_schema=False,
+            route_class_override=ServerRoute,
+        )
+
     def require_free(self, path: str, method: str) -> None:
         """
         Refuse a path that the application answers already.

@@ -18,18 +18,21 @@ __all__ = ["running"]
 
 
 @contextmanager
-def running(server: Any, *, timeout_s: float = 60.0) -> Iterator[httpx2.Client]:
+def running(
+    server: Any, *, wait_ready: bool = True, timeout_s: float = 60.0
+) -> Iterator[httpx2.Client]:
     """
     Run a server on a free port of 127.0.0.1 and give a client of it, ready to be asked.
 
     The server runs in a thread of its own and is stopped on leaving.
 
     Args:
-        server: A `ModelServer`, or any ASGI application.
+        server: A `ModelServer`, an application with models in it, or any ASGI application.
+        wait_ready: Whether to wait until every model is loaded.
         timeout_s: How long the start, each of the client's requests and the stop may take.
 
     Raises:
-        RuntimeError: If the server did not start; its log says why.
+        RuntimeError: If the server did not start or a model is not ready; its log says why.
 
     Example:
         >>> with running(server) as client:
@@ -44,7 +47,7 @@ def running(server: Any, *, timeout_s: float = 60.0) -> Iterator[httpx2.Client]:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=math.ceil(timeout_s)
         )
-        registry = server.registry if isinstance(server, ModelServer) else None
+        registry = getattr(getattr(app, "state", None), "mlserve_registry", None)
         runner = _ThreadedServer(config, registry)
         thread = threading.Thread(target=runner.run, args=([listener],), name="mlserve-test-server")
         thread.start()
@@ -52,8 +55,9 @@ def running(server: Any, *, timeout_s: float = 60.0) -> Iterator[httpx2.Client]:
             if not runner.wait_started(timeout_s):
                 raise RuntimeError("The server did not start. Its log says why.")
             with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout_s) as client:
-                if isinstance(server, ModelServer) and not server.wait_loaded(timeout_s):
-                    raise RuntimeError(f"The models are not ready: {client.get('/ready').text}")
+                if wait_ready and registry is not None and not registry.wait_loaded(timeout_s):
+                    states = ", ".join(repr(model) for model in registry)
+                    raise RuntimeError(f"The models are not ready: {states}. The log says why.")
                 yield client
         finally:
             runner.should_exit = True
