@@ -72,7 +72,8 @@ def main() -> None:
         process.join()
         print(  # noqa: T201 - a benchmark prints
             f"max_wait_s={wait_s}: added, seen by the client:"
-            f" median {statistics.median(seen):.2f} ms, p95 {statistics.quantiles(seen, n=20)[18]:.2f} ms;"
+            f" median {statistics.median(seen):.2f} ms,"
+            f" p95 {statistics.quantiles(seen, n=20)[18]:.2f} ms;"
             f" inside the server: median {statistics.median(inside):.2f} ms"
         )
 

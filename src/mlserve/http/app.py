@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.health import make_health, make_ready
+from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
@@ -52,7 +53,7 @@ def build_app(plan: AppPlan) -> FastAPI:
         ConfigurationError: If two models claim one path.
     """
     settings = plan.settings
-    app = FastAPI(
+    app = ServingApp(
         title=plan.title,
         version=plan.version,
         description=plan.description or "",

@@ -39,6 +39,11 @@ _HANDLERS: dict[Any, Any] = {
 class ServerRoute(APIRoute):
     """A route that belongs to no model, such as the list of models."""
 
+    @property
+    def is_lean(self) -> bool:
+        """Whether FastAPI has nothing to do for it: no dependency, no parameter in its path."""
+        return not self.dependant.dependencies and not self.param_convertors
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         _keep_our_errors(scope)
@@ -92,6 +97,11 @@ class ModelRoute(APIRoute):
         return get_request_handler(
             dependant, dependency_overrides_provider=self.dependency_overrides_provider
         )
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether FastAPI has nothing to do for it: no dependency, no parameter in its path."""
+        return not self.dependant.dependencies and not self.param_convertors
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""

@@ -1,0 +1,44 @@
+"""
+The application class of a built server: FastAPI with a short way to its models.
+
+A request of a model's route that neither a dependency nor a middleware of the user looks at needs
+nothing of FastAPI's stack: a table of exact paths leads straight to the route, which stays in
+router and OpenAPI like any other.
+"""
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mlserve.http.middleware import ServingMiddleware
+from mlserve.http.route import ModelRoute
+
+__all__ = ["ServingApp"]
+
+
+class ServingApp(FastAPI):
+    """A FastAPI application whose models are reached without its stack where that is the same."""
+
+    _lean_routes: dict[tuple[str, str], ModelRoute] | None = None
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Build FastAPI's stack, and the table beside it: both know all middleware now."""
+        # What the serving middleware does for other routes, these routes do themselves.
+        kinds: set[object] = {entry.cls for entry in self.user_middleware}
+        if kinds <= {ServingMiddleware}:
+            self._lean_routes = {
+                (method, route.path): route
+                for route in self.router.routes
+                if isinstance(route, ModelRoute) and route.is_lean
+                for method in route.methods or ()
+            }
+        return super().build_middleware_stack()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if self._lean_routes is not None and scope["type"] == "http":
+            route = self._lean_routes.get((scope["method"], scope["path"]))
+            if route is not None:
+                scope["app"] = self
+                await route.handle(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
