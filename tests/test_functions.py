@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from mlserve import Batching, ModelServer
 from mlserve.contract import read_contract
 from mlserve.errors import ConfigurationError
 from mlserve.functions import handler
@@ -101,3 +103,20 @@ def test_what_cannot_be_called_is_named(name: str) -> None:
 
     with pytest.raises(ConfigurationError, match=f"`{name}` must be a function, got 5"):
         handler(request=float, response=float, **functions)
+
+
+def test_examples_of_functions_warm_the_model_up_and_stand_in_openapi() -> None:
+    seen: list[list[float]] = []
+
+    def infer(inputs: list[float]) -> list[float]:
+        seen.append(inputs)
+        return inputs
+
+    examples = [1.5]
+    Echo = handler(request=float, response=float, infer=infer, examples=examples)  # noqa: N806
+    app = ModelServer().add("echo", Echo, batching=Batching(max_size=2)).build()
+    with TestClient(app) as client:
+        shown = client.get("/v1/models/echo").json()["example"]
+
+    assert seen == [[1.5], [1.5, 1.5]]
+    assert shown == 1.5
