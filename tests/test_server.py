@@ -200,7 +200,7 @@ def test_started_enters_the_users_lifespan() -> None:
 
     predict(ModelServer(lifespan=lifespan).add("m", Adder), "m", 1)
 
-    assert events == ["FastAPI", "closed"]
+    assert events == ["ServingApp", "closed"]
 
 
 def test_started_cannot_be_entered_twice_at_once() -> None:
