@@ -14,9 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlserve.batching.batcher import Batcher
-from mlserve.batching.cost_model import queue_capacity
-from mlserve.batching.queue import RequestQueue
 from mlserve.errors import (
     AbandonedError,
     ConfigurationError,
@@ -25,11 +22,10 @@ from mlserve.errors import (
     MLServeError,
     ModelFailedError,
     ModelNotReadyError,
-    QueueFullError,
 )
 from mlserve.execution.placement import ThreadPlacement
-from mlserve.execution.pool import ReplicaPool
 from mlserve.job import FutureSink, Job
+from mlserve.lane import Lane
 from mlserve.lifecycle import Lifecycle, ModelState
 from mlserve.spec import Factory, ModelSpec
 from mlserve.streaming import Channel, ChannelSink, ModelStream
@@ -77,14 +73,15 @@ class Engine:
         self.clock = clock
         self.lifecycle = Lifecycle()
         self._placement = ThreadPlacement(spec, self._note_change, clock)
-        self._queue: RequestQueue[Job] = RequestQueue(self._capacity_at_first())
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
-        self._idle.set()
+        self._reloading = asyncio.Lock()
         self._n_requests = 0
+        self._load_timeout_s: float | None = None
         self._health_period_s = math.inf
-        self._pool = self._placement.make_pool()
-        self._batcher = Batcher(spec.batching, self._pool, self._queue, clock)
+        self._lane = self._open_lane()
+        # Lanes that are still to be unloaded: the present one, and those that a reload retired.
+        self._lanes: list[Lane] = []
 
     @property
     def progress(self) -> dict[int, tuple[float, str]]:
@@ -105,25 +102,27 @@ class Engine:
         self._placement.attach()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pool = self._placement.make_pool()
-        self._batcher.use(self._pool)
+        self._reloading = asyncio.Lock()
+        self._jobs.clear()
+        self._load_timeout_s = load_timeout_s
+        self._health_period_s = health_period_s
+        self._lane = self._open_lane()
+        self._lanes = [self._lane]
         try:
             async with asyncio.timeout(load_timeout_s):
-                n_examples = await self._pool.start(self._note_warming)
+                n_examples = await self._lane.pool.start(self._note_warming)
         except Exception as exc:
             self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
-            await self._close(self._pool, _UNLOAD_AFTER_FAILURE_S)
+            await self._close(self._lane, _UNLOAD_AFTER_FAILURE_S)
             raise
         if n_examples == 0:
             logger.warning("Model %s has no `examples`: nothing was warmed up.", self.spec.name)
         self._note_warming()
         self.lifecycle.move(ModelState.READY)
-        self._health_period_s = health_period_s
-        self._pool.watch_health(health_period_s)
+        self._lane.pool.watch_health(health_period_s)
         about = {**self._about(), "load_s": round(self.clock() - started, 3)}
         logger.info("model.load.completed", extra=about)
-        self._batcher.wake()
 
     def refuse_new_work(self) -> None:
         """Begin to drain: what is in flight goes on, nothing new is admitted."""
@@ -154,8 +153,8 @@ class Engine:
             drain_s: As for `drain`.
         """
         await self.drain(drain_s)
-        self._batcher.close()
-        await self._close(self._pool, max(drain_s, 1.0))
+        closings = (self._close(lane, max(drain_s, 1.0)) for lane in list(self._lanes))
+        await asyncio.gather(*closings)
         if self.lifecycle.can_move(ModelState.STOPPED):
             self.lifecycle.move(ModelState.STOPPED)
 
@@ -168,24 +167,30 @@ class Engine:
 
         Raises:
             ConfigurationError: If the new handler has other types, or the model is an instance.
+            CapacityError: If the model is not loaded yet, or shutting down.
             Exception: What loading raised; the old replicas then go on serving.
         """
         if factory is None and self.spec.is_instance:
             raise ConfigurationError(
-                "A handler instance cannot be loaded beside itself. Give `reload` a new one."
+                "A handler instance cannot be loaded beside itself. Give `reload` a callable that"
+                " makes a new one."
             )
-        new = self._placement.make_pool(factory)
-        try:
-            await new.start(_nothing)
-        except BaseException:
-            await self._close(new, _UNLOAD_AFTER_FAILURE_S)
-            raise
-        old, self._pool = self._pool, new
-        self._batcher.use(new)
-        new.adopt(old.retire())
-        new.watch_health(self._health_period_s)
-        self._note_change()
-        await old.close()
+        async with self._reloading:
+            self._require_reloadable()
+            old, new = self._lane, self._open_lane(factory)
+            self._lanes.append(new)
+            try:
+                async with asyncio.timeout(self._load_timeout_s):
+                    await new.pool.start(_nothing)
+                self._require_reloadable()  # it may have been shut down meanwhile
+            except BaseException:
+                await self._close(new, _UNLOAD_AFTER_FAILURE_S)
+                raise
+            self._lane = new
+            new.pool.watch_health(self._health_period_s)
+            self._note_change()
+            await old.close()
+            self._lanes.remove(old)
 
     async def predict(self, job: Job) -> Any:
         """
@@ -198,16 +203,14 @@ class Engine:
             MLServeError: Why there is none.
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        timer = self._enter(job, FutureSink(future))
-        self._pool.prepare(job, self._queue_prepared)
+        lane = self._enter(job, FutureSink(future))
+        timer = self._set_timer(job, lane)
         try:
+            lane.predict(job)
             return await future
-        except asyncio.CancelledError:
-            self.abandon(job)
-            raise
         finally:
             timer.cancel()
-            self._leave(job)
+            self._leave(job, lane)
 
     def stream(self, job: Job) -> ModelStream:
         """
@@ -217,27 +220,18 @@ class Engine:
             MLServeError: If it is not admitted; later errors are raised by the stream.
         """
         channel: Channel[Any] = Channel(asyncio.get_running_loop())
-        timer = self._enter(job, ChannelSink(channel))
-
-        def left_queue() -> None:
-            job.times.queue_s = self.clock() - job.enqueued_at
-            self._queue.release()
-
-        def prepared(job: Job, error: MLServeError | None) -> None:
-            if error is None and not job.abandoned:
-                job.stage = "queue"
-                job.enqueued_at = self.clock()
-                self._pool.open_stream(job, channel, left_queue)
-                return
-            self._queue.release()
-            job.fail(error or AbandonedError())
+        lane = self._enter(job, ChannelSink(channel))
+        timer = self._set_timer(job, lane)
 
         def closed(job: Job) -> None:
             timer.cancel()
-            self._pool.forget_stream(job)
-            self._leave(job)
+            self._leave(job, lane)
 
-        self._pool.prepare(job, prepared)
+        try:
+            lane.stream(job, channel)
+        except BaseException:
+            closed(job)
+            raise
         return ModelStream(job, channel, self.spec.limits, self.clock, closed)
 
     def abandon(self, job: Job) -> None:
@@ -246,49 +240,50 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Say what the model has done and is doing."""
-        n_batches = self._batcher.cost_model.n_observed
+        batcher, queue = self._lane.batcher, self._lane.queue
+        n_batches = batcher.cost_model.n_observed
         return Statistics(
             state=self.lifecycle.state.value,
-            replicas=self._pool.n_serving,
+            replicas=self._lane.pool.n_serving,
             in_flight=len(self._jobs),
-            queued=self._queue.occupied,
-            queue_capacity=self._queue.capacity,
+            queued=queue.occupied,
+            queue_capacity=queue.capacity,
             requests=self._n_requests,
             batches=n_batches,
-            mean_batch_size=self._batcher.n_batched / n_batches if n_batches else 0.0,
+            mean_batch_size=batcher.n_batched / n_batches if n_batches else 0.0,
         )
 
-    def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> asyncio.TimerHandle:
-        """Admit a job, or raise why not; the timer ends it at its deadline."""
+    def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane:
+        """Admit a job, or raise why not."""
         self._require_ready()
-        self._queue.capacity = self._capacity()
-        if not self._queue.reserve():
-            raise QueueFullError(self.spec.name, self._queue.capacity)
+        lane = self._lane
+        lane.enter(job)
         job.sink = sink
         self._n_requests += 1
         self._jobs.add(job)
         self._idle.clear()
-        left_s = max(0.0, job.deadline - self.clock())
-        return asyncio.get_running_loop().call_later(left_s, self._expire, job)
+        return lane
 
-    def _leave(self, job: Job) -> None:
+    def _set_timer(self, job: Job, lane: Lane) -> asyncio.TimerHandle:
+        """End a job at its deadline."""
+
+        def expire() -> None:
+            self._give_up(job, DeadlineExceededError(job.stage, job.timeout_s))
+            lane.forget(job)
+
+        left_s = max(0.0, job.deadline - self.clock())
+        return asyncio.get_running_loop().call_later(left_s, expire)
+
+    def _leave(self, job: Job, lane: Lane) -> None:
+        """Forget a job that has its answer, or whose caller has left."""
+        job.call.cancel()
+        lane.leave(job)
         self._jobs.discard(job)
         if not self._jobs:
             self._idle.set()
 
-    def _queue_prepared(self, job: Job, error: MLServeError | None) -> None:
-        if error is None and not job.abandoned:
-            self._batcher.submit(job)
-            return
-        self._queue.release()
-        job.fail(error or AbandonedError())
-
-    def _expire(self, job: Job) -> None:
-        self._give_up(job, DeadlineExceededError(job.stage, job.timeout_s))
-
     def _give_up(self, job: Job, error: MLServeError) -> None:
         job.call.cancel()
-        self._queue.discard(job)
         job.fail(error)
 
     def _require_ready(self) -> None:
@@ -301,38 +296,37 @@ class Engine:
             raise ModelFailedError(self.spec.name, life.reason or "it broke down")
         raise ModelNotReadyError(self.spec.name, life.state)
 
-    async def _close(self, pool: ReplicaPool, timeout_s: float) -> None:
-        """Unload replicas; a hook that does not return by then is left alone."""
+    def _require_reloadable(self) -> None:
+        if self.lifecycle.state is not ModelState.FAILED:
+            self._require_ready()
+
+    def _open_lane(self, factory: Factory | None = None) -> Lane:
+        return Lane(self.spec, self._placement.make_pool(factory), self.clock)
+
+    async def _close(self, lane: Lane, timeout_s: float) -> None:
+        """Unload a lane's replicas; a hook that does not return by then is left alone."""
+        lane.batcher.close()
         try:
             async with asyncio.timeout(timeout_s):
-                await pool.close()
+                await lane.pool.close()
         except TimeoutError:
             logger.error("model.unload.abandoned", extra=self._about())
+        if lane in self._lanes:
+            self._lanes.remove(lane)
 
     def _note_warming(self) -> None:
         if self.lifecycle.state is ModelState.LOADING:
             self.lifecycle.move(ModelState.WARMING)
 
     def _note_change(self) -> None:
-        if self._pool.n_serving == 0 and self.lifecycle.is_ready:
-            self.lifecycle.move(ModelState.FAILED, self._pool.reason)
-        elif self._pool.n_serving > 0 and self.lifecycle.state is ModelState.FAILED:
-            self.lifecycle.move(ModelState.READY)
-        self._batcher.wake()
-
-    def _capacity_at_first(self) -> int:
-        size = self.spec.limits.max_queue_size
-        return 1024 if size == "auto" else size
-
-    def _capacity(self) -> int:
-        if self.spec.limits.max_queue_size != "auto":
-            return self.spec.limits.max_queue_size
-        return queue_capacity(
-            self._batcher.cost_model,
-            max_size=self.spec.batching.max_size,
-            n_replicas=max(1, self._pool.n_serving),
-            timeout_s=self.spec.limits.timeout_s,
-        )
+        pool, life = self._lane.pool, self.lifecycle
+        if pool.n_serving == 0 and life.is_ready:
+            life.move(ModelState.FAILED, pool.reason)
+        elif pool.n_serving > 0 and life.state is ModelState.FAILED:
+            life.move(ModelState.READY)
+        elif life.state is ModelState.FAILED:
+            life.reason = pool.reason or life.reason
+        self._lane.batcher.wake()
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.spec.name, "version": self.spec.version}

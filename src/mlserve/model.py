@@ -1,6 +1,7 @@
 """A model as user code sees it: what `Depends(server.model(...))` injects."""
 
 import itertools
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -112,6 +113,10 @@ class Model:
             payload = contract.request.validate_python(request)
         except ValidationError as exc:
             raise SchemaViolationError(safe_details(exc), exc.error_count()) from exc
+        if timeout_s is not None and not 0 < timeout_s < math.inf:
+            raise ValueError(f"`timeout_s` must be positive and finite, got {timeout_s!r}.")
+        if priority not in range(10):
+            raise ValueError(f"`priority` must be from 0 (first) to 9, got {priority!r}.")
         limits = self.engine.spec.limits
         longest_s = limits.timeout_s if hook == "predict" else limits.stream_timeout_s
         budget_s = longest_s if timeout_s is None else min(timeout_s, longest_s)

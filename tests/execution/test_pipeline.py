@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.contract import read_contract
-from mlserve.errors import InvalidInputError, MLServeError, ModelError, ModelOutputError
+from mlserve.errors import (
+    ConfigurationError,
+    DrainingError,
+    InvalidInputError,
+    MLServeError,
+    ModelError,
+    ModelOutputError,
+)
 from mlserve.execution.pipeline import Outcome, Pipeline
 from mlserve.execution.stages import run_here
 from mlserve.handler import Call, ModelHandler
@@ -158,12 +165,12 @@ def test_any_other_exception_before_the_queue_is_the_models_failure(
         Bench(toy_with(**{hook: raising(error)})).prepare(1)
 
     assert str(caught.value) == "The model failed on this request."
-    assert [record.getMessage() for record in caplog.records] == ["hook.preprocess.failed"]
+    assert [record.getMessage() for record in caplog.records] == [f"hook.{hook}.failed"]
     assert vars(caplog.records[0])["request_id"] == "r-1"
 
 
 @pytest.mark.parametrize("hook", ["preprocess", "postprocess"])
-@pytest.mark.parametrize("error", [ModelOutputError("Wrong."), ModelError("Broken.")])
+@pytest.mark.parametrize("error", [ModelOutputError("Wrong."), DrainingError("other")])
 def test_an_error_of_ours_passes_and_is_not_its_own_cause(hook: str, error: MLServeError) -> None:
     bench = Bench(toy_with(**{hook: raising(error)}))
     run_hook = bench.prepare if hook == "preprocess" else bench.finish
@@ -173,6 +180,27 @@ def test_an_error_of_ours_passes_and_is_not_its_own_cause(hook: str, error: MLSe
 
     assert caught.value is error
     assert error.__cause__ is None
+
+
+@pytest.mark.parametrize("hook", ["preprocess", "postprocess"])
+@pytest.mark.parametrize("error", [ModelError("/secret"), ConfigurationError("/secret")])
+def test_the_text_of_errors_that_are_not_for_clients_stays_in_the_log(
+    hook: str, error: MLServeError, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(toy_with(**{hook: raising(error)}))
+    run_hook = bench.prepare if hook == "preprocess" else bench.finish
+
+    with pytest.raises(ModelError) as caught:
+        run_hook(1)
+
+    assert "secret" not in str(caught.value)
+    assert "/secret" in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["cost", "batch_key"])
+def test_a_value_error_is_the_requests_fault_in_preprocess_only(hook: str) -> None:
+    with pytest.raises(ModelError):
+        Bench(toy_with(**{hook: raising(ValueError("SECRET"))})).prepare(1)
 
 
 @pytest.mark.parametrize("cost", [-1, 1.5, "3", None, True, [1]])

@@ -118,6 +118,8 @@ class Batcher:
             self._answer_dead(plan)
             if plan.batch:
                 self._start(runner, plan.batch, now)
+            elif not plan.dead:  # a key whose hash has changed: nothing can be taken
+                return
 
     def _limits(self) -> BatchLimits:
         options = self._batching

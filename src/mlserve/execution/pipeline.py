@@ -11,7 +11,13 @@ from typing import Any
 
 from mlserve.batching.queue import BatchLimits, RequestQueue
 from mlserve.contract import Contract
-from mlserve.errors import InvalidInputError, MLServeError, ModelError, ModelOutputError
+from mlserve.errors import (
+    CapacityError,
+    InvalidInputError,
+    MLServeError,
+    ModelError,
+    ModelOutputError,
+)
 from mlserve.execution.stages import Stage, Step
 from mlserve.handler import Call
 from mlserve.job import Job
@@ -20,6 +26,9 @@ from mlserve.settings import Batching
 __all__ = ["Outcome", "Pipeline", "as_model_error"]
 
 logger = logging.getLogger(__name__)
+
+# What a hook may raise for its client to read: its own words, or that another model is busy.
+_FOR_CLIENTS = (InvalidInputError, CapacityError)
 
 Outcome = Any
 """An output of `infer`, or the `MLServeError` that stands in its place."""
@@ -66,23 +75,25 @@ class Pipeline:
         """
         started = self.clock()
         preprocess, cost, batch_key = self._prepare_hooks
+        running = preprocess
         try:
             if preprocess.overridden:
                 job.payload = yield _step(preprocess, job)
-            if cost.overridden:
+            if (running := cost).overridden:
                 job.cost = _checked_cost((yield _step(cost, job)))
-            if batch_key.overridden:
+            if (running := batch_key).overridden:
                 job.key = _checked_key((yield _step(batch_key, job)))
         except ModelOutputError as exc:
             logger.error("output.refused: %s", exc, extra=_about(self.name, job))
             raise
-        except MLServeError:
+        except _FOR_CLIENTS:
             raise
-        except ValueError as exc:
+        except Exception as exc:
+            is_refused = isinstance(exc, ValueError) and not isinstance(exc, MLServeError)
+            if not is_refused or running is not preprocess:
+                raise as_model_error(exc, running.name, self.name, job) from exc
             logger.info("preprocess.refused", extra=_about(self.name, job), exc_info=True)
             raise InvalidInputError("The model cannot take this input.") from exc
-        except Exception as exc:
-            raise as_model_error(exc, "preprocess", self.name, job) from exc
         finally:
             job.times.preprocess_s = self.clock() - started
 
@@ -129,7 +140,7 @@ class Pipeline:
         except ModelOutputError as exc:
             logger.error("output.refused: %s", exc, extra=_about(self.name, job))
             raise
-        except MLServeError:
+        except _FOR_CLIENTS:
             raise
         except Exception as exc:
             raise as_model_error(exc, "postprocess", self.name, job) from exc
@@ -214,7 +225,7 @@ def as_model_error(
     error: BaseException, hook: str, name: str, job: Job | None = None
 ) -> MLServeError:
     """Give the error that a client may see, and log the one that it may not."""
-    if isinstance(error, MLServeError):
+    if isinstance(error, (*_FOR_CLIENTS, ModelOutputError)):
         return error
     logger.error("hook.%s.failed", hook, exc_info=error, extra=_about(name, job))
     return ModelError()

@@ -9,7 +9,6 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mlserve.execution.thread import Prepared, ThreadReplica
@@ -21,16 +20,6 @@ from mlserve.streaming import Channel
 __all__ = ["ReplicaPool"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What waits for a replica."""
-
-    prepares: deque[tuple[Job, Prepared]]
-    """Jobs to preprocess."""
-    streams: deque[tuple[Job, Channel[Any], Callable[[], None]]]
-    """Preprocessed streams, and what to call once they wait no longer."""
 
 
 class ReplicaPool:
@@ -89,11 +78,6 @@ class ReplicaPool:
         return len(self._serving)
 
     @property
-    def n_waiting_streams(self) -> int:
-        """How many streams wait for their turn."""
-        return len(self._waiting_streams)
-
-    @property
     def is_working(self) -> bool:
         """Whether any replica runs a batch."""
         return any(replica.is_busy for replica in self._serving)
@@ -131,19 +115,6 @@ class ReplicaPool:
             return
         for number in range(len(self._replicas)):
             self._tasks.spawn(self._keep_healthy(number, period_s))
-
-    def retire(self) -> Waiting:
-        """Take nothing more, and give up what waits here: another pool is to `adopt` it."""
-        self._serving = []
-        waiting = Waiting(self._waiting_prepares, self._waiting_streams)
-        self._waiting_prepares, self._waiting_streams = deque(), deque()
-        return waiting
-
-    def adopt(self, waiting: Waiting) -> None:
-        """Serve what waited in another pool."""
-        self._waiting_prepares.extend(waiting.prepares)
-        self._waiting_streams.extend(waiting.streams)
-        self._resume()
 
     async def close(self) -> None:
         """Wait for what runs and unload every replica."""

@@ -5,6 +5,7 @@ The generator is iterated and closed in one and the same thread (or task), whate
 client: it is closed at its next `yield`, never from outside.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,10 @@ def run_stream(
     """Iterate a sync `stream` into a channel; the body of the stream's own thread."""
     error: MLServeError | None = None
     generator: Any = None
+    if job.abandoned:  # it waited too long for its turn
+        channel.end()
+        ended()
+        return
     try:
         generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__iter__")
         for chunk in generator:
@@ -57,19 +62,26 @@ async def run_async_stream(
     """Iterate an async `stream` into a channel, on the event loop."""
     error: MLServeError | None = None
     generator: Any = None
+    if job.abandoned:  # it waited too long for its turn
+        channel.end()
+        ended()
+        return
     try:
         generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__aiter__")
         async for chunk in generator:
             accepted = pipeline.contract.chunk.accept(chunk)
             if job.abandoned or not await channel.aput(accepted):
                 break
-    except Exception as exc:  # noqa: BLE001 - user code may raise anything
+    except BaseException as exc:
         error = _as_stream_error(exc, pipeline, job)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is we who are cancelled, not something within the hook
     finally:
         try:
             if generator is not None and hasattr(generator, "aclose"):
                 await generator.aclose()
-        except Exception:
+        except BaseException:
             logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
         channel.end(error)
         ended()

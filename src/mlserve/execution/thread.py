@@ -67,6 +67,7 @@ class ThreadReplica:
         self._idle = asyncio.Event()
         self._idle.set()
         self._load_begun = False
+        self._closing: asyncio.Task[None] | None = None
         handler.context = context
 
     async def start(self, batching: Batching, on_warming: Callable[[], None]) -> int:
@@ -130,7 +131,11 @@ class ThreadReplica:
             name=f"mlserve-{self.context.name}-{self.context.replica}-stream",
             daemon=True,
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system gives no further thread
+            channel.end(as_model_error(exc, "stream", self.context.name, job))
+            ended()
 
     @property
     def has_health(self) -> bool:
@@ -155,12 +160,21 @@ class ThreadReplica:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Wait until no hook runs, then call `unload`, once for a begun `load`."""
+        """
+        Wait until no hook runs, then call `unload`, once for a begun `load`.
+
+        May be called again, and cancelled: all callers wait for the same end.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         await self.wait_idle()
         if self._load_begun:
-            self._load_begun = False
             hook = self._pipeline.contract.hooks["unload"]
             try:
+                await self._main.call(_nothing)  # after a `load` or `health` that still runs
                 if hook.is_async:
                     await self._handler.unload()
                 elif hook.overridden:
@@ -188,10 +202,11 @@ class ThreadReplica:
 
     async def _prepare_mixed(self, job: Job, then: Prepared) -> None:
         error: MLServeError | None = None
-        try:
-            await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
-        except MLServeError as exc:
-            error = exc
+        if not job.abandoned:
+            try:
+                await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
+            except MLServeError as exc:
+                error = exc
         self._prepared(job, then, error)
 
     def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
@@ -233,7 +248,10 @@ class ThreadReplica:
         for job in batch:
             job.times.infer_s = infer_s
             job.stage = "postprocess"
-        done(infer_s)
+        try:
+            done(infer_s)
+        except Exception:  # the answers must follow whatever happens
+            logger.exception("batch.dispatch.failed", extra={"model": self.context.name})
         postprocess = self._pipeline.contract.hooks["postprocess"]
         self.n_in_hooks += len(batch)  # their hooks still run: not idle
         self._note_idle()
@@ -291,3 +309,7 @@ class ThreadReplica:
             f"<ThreadReplica {self.context.replica} on {self.context.device}: {state},"
             f" {self.n_in_hooks} in hooks, {self.n_streams} streams>"
         )
+
+
+def _nothing() -> None:
+    """Runs behind what a worker was given before."""

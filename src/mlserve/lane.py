@@ -1,0 +1,129 @@
+"""
+One set of replicas with the queue in front of it.
+
+A model has one lane; a reload opens another beside it, so that what was preprocessed by the old
+handler is run by the old handler. Lives on the event loop.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from mlserve.batching.batcher import Batcher
+from mlserve.batching.cost_model import queue_capacity
+from mlserve.batching.queue import RequestQueue
+from mlserve.errors import MLServeError, QueueFullError
+from mlserve.execution.pool import ReplicaPool
+from mlserve.job import Job
+from mlserve.spec import ModelSpec
+from mlserve.streaming import Channel
+
+__all__ = ["Lane"]
+
+_FIRST_CAPACITY = 1024
+
+
+class Lane:
+    """
+    Leads jobs through preprocessing and queue to the replicas of one pool.
+
+    Args:
+        spec: The model.
+        pool: The replicas; the lane starts and closes them.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(self, spec: ModelSpec, pool: ReplicaPool, clock: Callable[[], float]) -> None:
+        self.pool = pool
+        self.queue: RequestQueue[Job] = RequestQueue(_FIRST_CAPACITY)
+        self.batcher = Batcher(spec.batching, pool, self.queue, clock)
+        self._spec = spec
+        self._clock = clock
+        # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
+        self._reserved: set[Job] = set()
+        self._jobs: set[Job] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self, job: Job) -> None:
+        """
+        Reserve a place for a job.
+
+        Raises:
+            QueueFullError: If there is none.
+        """
+        self.queue.capacity = self._capacity()
+        if not self.queue.reserve():
+            raise QueueFullError(self._spec.name, self.queue.capacity)
+        self._reserved.add(job)
+        self._jobs.add(job)
+        self._idle.clear()
+
+    def predict(self, job: Job) -> None:
+        """Preprocess and queue a job that has a place; its sink gets the answer."""
+        self.pool.prepare(job, self._queue_prepared)
+
+    def stream(self, job: Job, channel: Channel[Any]) -> None:
+        """Preprocess a job that has a place, and run it into a channel when a replica is free."""
+
+        def left() -> None:
+            job.times.queue_s = self._clock() - job.enqueued_at
+            self._release(job)
+
+        def prepared(job: Job, error: MLServeError | None) -> None:
+            if error is not None:
+                job.fail(error)
+            if error is not None or job.abandoned:
+                self._release(job)
+                return
+            job.stage = "queue"
+            job.enqueued_at = self._clock()
+            self.pool.open_stream(job, channel, left)
+
+        self.pool.prepare(job, prepared)
+
+    def forget(self, job: Job) -> None:
+        """Free the place of a job that nobody waits for; a running one ends by itself."""
+        self._release(job)
+        self.queue.discard(job)
+        self.pool.forget_stream(job)
+
+    def leave(self, job: Job) -> None:
+        """Forget a job that has its answer, or whose caller has left."""
+        self.forget(job)
+        self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
+
+    async def close(self) -> None:
+        """Run what is still here to its end, then unload the replicas."""
+        await self._idle.wait()
+        self.batcher.close()
+        await self.pool.close()
+
+    def _queue_prepared(self, job: Job, error: MLServeError | None) -> None:
+        if error is not None:
+            job.fail(error)
+        if error is not None or job.abandoned:
+            self._release(job)
+            return
+        self._reserved.discard(job)
+        self.batcher.submit(job)
+
+    def _release(self, job: Job) -> None:
+        if job in self._reserved:
+            self._reserved.discard(job)
+            self.queue.release()
+
+    def _capacity(self) -> int:
+        if self._spec.limits.max_queue_size != "auto":
+            return self._spec.limits.max_queue_size
+        return queue_capacity(
+            self.batcher.cost_model,
+            max_size=self._spec.batching.max_size,
+            n_replicas=max(1, self.pool.n_serving),
+            timeout_s=self._spec.limits.timeout_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.queue!r} {self.pool!r}>"
