@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 
+_LONGEST_PARAM = 128
+_LONGEST_NAME = 64
+
+
 class MLServeError(Exception):
     """
     Base of every error that mlserve raises.
@@ -126,7 +130,7 @@ def _field_of(details: list[dict[str, object]]) -> str:
     if not isinstance(location, list):
         return ""
     parts = location[1:] if location[:1] in (["body"], ["query"]) else location
-    return ".".join(str(part) for part in parts)
+    return ".".join(str(part) for part in parts)[:_LONGEST_PARAM]
 
 
 class InvalidInputError(RequestError):
@@ -137,7 +141,7 @@ class InvalidInputError(RequestError):
 
     Args:
         message: What is wrong and what to send instead.
-        param: The request's field that is at fault.
+        param: The request's field that is at fault; at most 128 characters of it are kept.
 
     Example:
         >>> raise InvalidInputError("`text` is longer than 512 tokens.", param="text")
@@ -151,7 +155,7 @@ class InvalidInputError(RequestError):
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
-        self.param = param
+        self.param = None if param is None else str(param)[:_LONGEST_PARAM]
 
 
 class ModelNotFoundError(RequestError):
@@ -161,7 +165,9 @@ class ModelNotFoundError(RequestError):
     code = "model_not_found"
 
     def __init__(self, name: str, version: str | None = None) -> None:
-        which = f"version `{version}` of model `{name}`" if version else f"model `{name}`"
+        which = f"model `{name[:_LONGEST_NAME]}`"  # a client's name may be of any length
+        if version:
+            which = f"version `{version[:_LONGEST_NAME]}` of {which}"
         super().__init__(f"There is no {which}. `GET /v1/models` lists the models.")
         self.name = name
         self.version = version

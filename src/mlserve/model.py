@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ _numbers = itertools.count(1)
 _MAX_DETAILS = 10
 _MAX_LISTED = 10_000
 _LONGEST_PART = 64
+_MAX_PARTS = 16
 _LONGEST_MESSAGE = 200
 _QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
 
@@ -127,31 +128,32 @@ class Model:
         return f"<Model {self.name}/{self.version} {self.state}>"
 
 
-def safe_details(error: ValidationError, source: str | None = None) -> list[dict[str, object]]:
+def safe_details(
+    error: ValidationError | Iterable[Mapping[str, Any]], source: str | None = None
+) -> list[dict[str, object]]:
     """
     List what is wrong, at most ten entries, with neither the input's values nor context.
 
     Args:
-        error: What pydantic found.
+        error: What pydantic found, or the entries of it.
         source: Where the input stood, such as `body`; the first part of each location.
     """
-    if error.error_count() > _MAX_LISTED:
+    if not isinstance(error, ValidationError):
+        entries: Iterable[Mapping[str, Any]] = error
+    elif error.error_count() > _MAX_LISTED:
         # pydantic lists all or none, and a million of them would hold the event loop for seconds.
         message = f"{error.error_count()} values do not fit the schema"
         return [{"type": "too_many_errors", "loc": [source] if source else [], "msg": message}]
-    details: list[dict[str, object]] = []
-    for entry in error.errors(include_url=False, include_input=False, include_context=False):
-        location = [
-            part if isinstance(part, int) else part[:_LONGEST_PART] for part in entry["loc"]
-        ]
-        message = _QUOTING_INPUT.get(entry["type"], entry["msg"])[:_LONGEST_MESSAGE]
-        details.append(
-            {
-                "type": entry["type"],
-                "loc": [source, *location] if source else location,
-                "msg": message,
-            }
-        )
-        if len(details) == _MAX_DETAILS:
-            break
-    return details
+    else:
+        entries = error.errors(include_url=False, include_input=False, include_context=False)
+    return [_safe_entry(entry, source) for entry in itertools.islice(entries, _MAX_DETAILS)]
+
+
+def _safe_entry(entry: Mapping[str, Any], source: str | None) -> dict[str, object]:
+    kind = str(entry.get("type", "value_error"))
+    location = [
+        part if isinstance(part, int) else str(part)[:_LONGEST_PART]
+        for part in entry.get("loc", ())[:_MAX_PARTS]
+    ]
+    message = _QUOTING_INPUT.get(kind, str(entry.get("msg", "")))[:_LONGEST_MESSAGE]
+    return {"type": kind, "loc": [source, *location] if source else location, "msg": message}

@@ -10,9 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 from tests.http.waiting import until
 
-from mlserve import Call, ModelHandler, ModelServer, ServerSettings
+from mlserve import Call, ModelHandler, ModelServer, ServerSettings, Upload
 from mlserve.testing import running
 
 CANARY = "canary-4711"
@@ -208,3 +209,46 @@ def test_a_prediction_whose_client_leaves_is_logged_as_such(
 
     (line,) = lines_of(caplog)
     assert (line["status"], line["code"]) == (499, "client_closed_request")
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_the_bytes_of_an_upload_are_counted(caplog: pytest.LogCaptureFixture, form: bool) -> None:
+    class File(BaseModel):
+        file: Upload
+
+    class Sized(ModelHandler[File, int]):
+        def infer(self, inputs: list[File]) -> list[int]:
+            return [len(item.file.content) for item in inputs]
+
+    with caplog.at_level(logging.INFO), TestClient(ModelServer().add("m", Sized).build()) as client:
+        if form:
+            answer = client.post("/v1/models/m/predict", files={"file": b"x" * 1000})
+        else:
+            headers = {"Content-Type": "image/png"}
+            answer = client.post("/v1/models/m/predict", content=b"x" * 1000, headers=headers)
+
+    [line] = [record for record in caplog.records if record.name == "mlserve.access"]
+    assert answer.json() == 1000
+    assert json.loads(line.getMessage())["bytes_in"] == int(
+        answer.request.headers["content-length"]
+    )
+
+
+def test_an_annotation_that_cannot_be_written_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Circular(ModelHandler[str, str]):
+        def preprocess(self, request: str, call: Call) -> str:
+            ring: list[Any] = []
+            ring.append(ring)
+            call.annotate(ring=ring)
+            return request
+
+        def infer(self, inputs: list[str]) -> list[str]:
+            return inputs
+
+    server = ModelServer().add("m", Circular)
+    with caplog.at_level(logging.INFO), TestClient(server.build()) as client:
+        answer = client.post("/v1/models/m/predict", json="a")
+
+    [line] = [record for record in caplog.records if record.name == "mlserve.access"]
+    assert answer.json() == "a"
+    assert json.loads(line.getMessage()).keys() == set(KEYS)

@@ -393,3 +393,40 @@ def test_models_belong_to_one_application_only() -> None:
         installed.install(FastAPI())
     with pytest.raises(ConfigurationError):
         built.install(FastAPI())
+
+
+@pytest.mark.parametrize("path", ["/ml/health", "/ml/ready", "/ml/v1/models", "/ml/v1/models/echo"])
+def test_a_wrong_method_of_an_installed_plain_route_has_our_body(path: str) -> None:
+    app = host_app()
+    ModelServer().add("echo", EchoHandler).install(app, prefix="/ml")
+
+    with TestClient(app) as client:
+        answer = client.post(path)
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_the_states_of_both_lifespans_are_there_for_requests() -> None:
+    app = host_app([])
+    server = ModelServer(lifespan=lifespan_of([], "ours", {"pool": 7})).add("echo", EchoHandler)
+    server.install(app)
+
+    @app.get("/state")
+    async def state(request: Request) -> list[int]:
+        return [request.state.db, request.state.pool]
+
+    with TestClient(app) as client:
+        assert client.get("/state").json() == [1, 7]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_application_with_two_models_names_none_as_its_only_one(name: str) -> None:
+    app = FastAPI()
+    first = ModelServer().add("a", EchoHandler)
+    first.install(app, prefix="/x")
+    assert app.state.model is first.model_for("a")
+
+    ModelServer().add(name, EchoHandler).install(app, prefix="/y")
+
+    assert not hasattr(app.state, "model")

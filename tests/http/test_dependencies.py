@@ -9,7 +9,7 @@ from fastapi.security import HTTPBearer
 from fastapi.testclient import TestClient
 from tests.http.answers import error_of
 
-from mlserve import ConfigurationError, ModelError, ModelHandler, ModelServer
+from mlserve import ConfigurationError, ModelError, ModelHandler, ModelServer, ServerSettings
 from mlserve.testing import EchoHandler
 
 PREDICT = "/v1/models/echo/predict"
@@ -43,6 +43,8 @@ def guarded() -> ModelServer:
         ("GET", "/v1/models"),
         ("GET", "/v1/models/echo"),
         ("GET", "/playground"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
     ],
 )
 def test_the_servers_dependencies_guard_every_route_but_the_probes(
@@ -231,3 +233,24 @@ def test_what_is_no_dependency_is_refused() -> None:
         ModelServer(dependencies=[require_key])
     with pytest.raises(ConfigurationError, match=r"must hold `Depends\(…\)` objects"):
         ModelServer().add("echo", EchoHandler, dependencies=[require_key])
+
+
+@pytest.mark.parametrize("assets", [None, "/assets"])
+def test_the_docs_are_there_for_who_has_the_key(assets: str | None) -> None:
+    server = ModelServer(
+        title="Numbers",
+        settings=ServerSettings(swagger_assets_url=assets),
+        dependencies=[Depends(require_key)],
+    )
+    app = server.add("echo", EchoHandler).build()
+    key = {"X-Key": "good"}
+
+    with TestClient(app) as client:
+        refused = client.get("/docs")
+        page = client.get("/docs", headers=key)
+        schema = client.get("/openapi.json", headers=key)
+
+    error_of(refused, 401, "unauthorized")
+    assert "<title>Numbers" in page.text
+    assert schema.json() == app.openapi()
+    assert not {"/docs", "/openapi.json"} & app.openapi()["paths"].keys()

@@ -79,3 +79,16 @@ def _ask(server: ModelServer, body: bytes, content_type: str) -> tuple[int, Any,
     with TestClient(server.build()) as client:
         answer = client.post(PREDICT, content=body, headers=headers)
     return answer.status_code, answer.json(), set(answer.headers) - {"vary"}  # of CORS
+
+
+def test_a_root_path_leads_where_the_full_way_leads() -> None:
+    app = ModelServer().add("echo", EchoHandler, version="v2").build()
+
+    with TestClient(app, root_path="/v2") as client:
+        answer = client.post("/v2/models/echo/predict", json={"text": "a"})
+    lean = ModelServer().add("echo", EchoHandler).build()
+    with TestClient(lean, root_path="/v1/models") as client:
+        unknown = client.post(PREDICT, json={"text": "a"})
+
+    assert answer.status_code == 200
+    assert unknown.status_code == 404

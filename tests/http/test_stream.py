@@ -15,10 +15,12 @@ from typing_extensions import TypedDict
 from mlserve import (
     Cors,
     InvalidInputError,
+    Limits,
     ModelHandler,
     ModelServer,
     ServerSettings,
 )
+from mlserve.http.disconnect import DisconnectWatch
 
 STREAM = "/v1/models/m/stream"
 SECRET = "/srv/secret/weights.safetensors"  # noqa: S105 - a path, which answers must not show
@@ -281,3 +283,28 @@ def test_get_takes_the_fields_of_dataclasses_and_typed_dicts_too(handler: Any) -
         ("text", True),
         ("times", False),
     ]
+
+
+def test_a_get_with_a_body_streams_as_without() -> None:
+    server = ModelServer().add("m", Counter, limits=Limits(max_body_bytes=1000))
+    with TestClient(server.build()) as client:
+        taken = client.request("GET", STREAM, params={"n": 2}, content=b"x" * 1000)
+        chunks = (b"x" * 500 for _ in range(3))
+        refused = client.request("GET", STREAM, params={"n": 2}, content=chunks)
+
+    assert len(events_of(taken)) == 3
+    error_of(refused, 413, "body_too_large")
+
+
+def test_a_connection_that_breaks_while_it_is_watched_has_been_left() -> None:
+    async def watch() -> None:
+        left = asyncio.Event()
+
+        async def broken() -> Any:
+            raise OSError("gone")
+
+        with DisconnectWatch(broken, left.set, after_s=0):
+            async with asyncio.timeout(10):
+                await left.wait()
+
+    asyncio.run(watch())

@@ -31,7 +31,7 @@ def run_stream(
     """Iterate a sync `stream` into a channel; the body of the stream's own thread."""
     error: MLServeError | None = None
     generator: Any = None
-    if job.abandoned:  # it waited too long for its turn
+    if job.call.cancelled:  # it waited too long for its turn
         channel.end()
         ended()
         return
@@ -62,7 +62,7 @@ async def run_async_stream(
     """Iterate an async `stream` into a channel, on the event loop."""
     error: MLServeError | None = None
     generator: Any = None
-    if job.abandoned:  # it waited too long for its turn
+    if job.call.cancelled:  # it waited too long for its turn
         channel.end()
         ended()
         return

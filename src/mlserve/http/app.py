@@ -11,7 +11,9 @@ from fastapi.params import Depends
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
 from starlette.responses import HTMLResponse
+from starlette.routing import Route
 
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.health import make_health, make_ready
@@ -19,8 +21,10 @@ from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
+from mlserve.http.route import ServerRoute
 from mlserve.http.schemas import ErrorBody, HealthBody, ModelInfo, ModelList, ReadyBody
 from mlserve.http.versioning import ModelRoutes, Mounted
+from mlserve.model import Model
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
@@ -65,7 +69,8 @@ def build_app(plan: AppPlan) -> FastAPI:
         redoc_url=None,
     )
     if settings.expose_docs and settings.swagger_assets_url:
-        app.add_api_route("/docs", _own_docs(plan), include_in_schema=False)
+        app.add_route("/docs", _own_docs(plan), include_in_schema=False)
+    _guard_docs(app, plan.dependencies)
     _add_routes(app, plan, "")
     return app
 
@@ -85,10 +90,24 @@ def install_into(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 
     @asynccontextmanager
     async def merged(app: Any) -> AsyncIterator[Any]:
-        async with theirs(app) as state, inner(app):
-            yield state
+        async with theirs(app) as state, inner(app) as ours:
+            yield state if ours is None else {**(state or {}), **ours}
 
     app.router.lifespan_context = merged
+
+
+def _guard_docs(app: FastAPI, dependencies: Sequence[Depends]) -> None:
+    """Put the server's dependencies before FastAPI's own routes of the documentation."""
+    for index, route in enumerate(app.router.routes):
+        if type(route) is Route and route.path in (app.openapi_url, "/docs"):
+            app.router.routes[index] = ServerRoute(
+                route.path,
+                route.endpoint,
+                methods=["GET", "HEAD"],
+                include_in_schema=False,
+                dependencies=list(dependencies),
+                dependency_overrides_provider=app,
+            )
 
 
 def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
@@ -113,10 +132,13 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
             dependencies=list(plan.dependencies),
         )
     newest = registry.newest()
-    app.state.models = {**getattr(app.state, "models", {}), **newest}
+    others = getattr(app.state, "models", {})
+    app.state.models = {**others, **newest}
     app.state.mlserve_registry = registry
-    if len(newest) == 1:
+    if len(newest) == 1 and not others:
         app.state.model = next(iter(newest.values()))
+    elif newest and isinstance(getattr(app.state, "model", None), Model):
+        del app.state.model  # it is not the only one any more
 
 
 def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
@@ -179,7 +201,7 @@ def _own_middleware(settings: ServerSettings) -> list[Middleware]:
 def _own_docs(plan: AppPlan) -> Callable[..., Any]:
     base = (plan.settings.swagger_assets_url or "").rstrip("/")
 
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="openapi.json",
             title=plan.title,

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
-import re
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -27,8 +30,10 @@ from mlserve.payloads import Upload
 __all__ = ["BodyLimit", "parse_json", "parse_query", "read_body", "read_upload"]
 
 _LIMIT = "mlserve.body_limit"
-# What JSON numbers must not be: names of non-finite ones, or so large that a float overflows.
-_MAYBE_NON_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+_NOT_FINITE = "The body holds a number that is not finite, which JSON has not."
+_KINDS = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
+_ATOMS = frozenset({str, int, bool, bytes, type(None)})
+_holding_floats: WeakKeyDictionary[TypeAdapter[Any], bool] = WeakKeyDictionary()
 
 
 class BodyLimit:
@@ -45,7 +50,8 @@ class BodyLimit:
         self.limit_bytes = limit_bytes
         self._receive = receive
         self._announced = header_of(scope, b"content-length")
-        self._n_bytes = 0
+        self.n_bytes = 0
+        """How many have been received."""
         scope[_LIMIT] = self
 
     @classmethod
@@ -57,14 +63,20 @@ class BodyLimit:
         limit.limit_bytes = limit_bytes
         return receive
 
+    @staticmethod
+    def n_received(scope: Scope) -> int:
+        """Say how many bytes of a request's body have been received."""
+        limit = scope.get(_LIMIT)
+        return limit.n_bytes if isinstance(limit, BodyLimit) else 0
+
     async def __call__(self) -> Message:
         """Receive a message; raises `HTTPException` 413 once the body is too large."""
         if self._announced.isdigit() and int(self._announced[:20]) > self.limit_bytes:
             raise self._too_large()
         message = await self._receive()
         if message["type"] == "http.request":
-            self._n_bytes += len(message.get("body", b""))
-            if self._n_bytes > self.limit_bytes:
+            self.n_bytes += len(message.get("body", b""))
+            if self.n_bytes > self.limit_bytes:
                 raise self._too_large()
         return message
 
@@ -116,12 +128,15 @@ def parse_json(adapter: TypeAdapter[Any], body: bytes) -> Any:
         InvalidJSONError: If it is not JSON as RFC 8259 has it.
         SchemaViolationError: If it does not fit the schema.
     """
-    if _MAYBE_NON_FINITE.search(body):
-        _require_finite(body)
+    if b"NaN" in body or b"Infinity" in body:
+        _refuse_constants(body)
     try:
-        return adapter.validate_json(body)
+        value = adapter.validate_json(body)
     except ValidationError as exc:
         raise _as_request_error(exc, "body") from exc
+    if not _is_finite(adapter, value):
+        raise InvalidJSONError(_NOT_FINITE)
+    return value
 
 
 def parse_query(adapter: TypeAdapter[Any], request: Request) -> Any:
@@ -132,9 +147,10 @@ def parse_query(adapter: TypeAdapter[Any], request: Request) -> Any:
         SchemaViolationError: If they do not fit the schema.
     """
     try:
-        return adapter.validate_strings(dict(request.query_params))
+        value = adapter.validate_strings(dict(request.query_params))
     except ValidationError as exc:
         raise _as_request_error(exc, "query") from exc
+    return _require_finite(adapter, value, "query")
 
 
 async def read_upload(request: Request, contract: Contract, timeout_s: float) -> Any:
@@ -160,9 +176,10 @@ async def read_upload(request: Request, contract: Contract, timeout_s: float) ->
         raw = " or the raw file with its own content type" if len(fields) == 1 else ""
         raise UnsupportedMediaTypeError(f"Send `multipart/form-data`{raw}.")
     try:
-        return contract.request.validate_python(values)
+        value = contract.request.validate_python(values)
     except ValidationError as exc:
         raise _as_request_error(exc, "body") from exc
+    return _require_finite(contract.request, value, "body")
 
 
 async def _read_form(request: Request, timeout_s: float, n_fields: int) -> dict[str, Any]:
@@ -195,20 +212,85 @@ def _require_identity(headers: Headers) -> None:
         raise UnsupportedMediaTypeError("The body must be sent without `Content-Encoding`.")
 
 
-def _require_finite(body: bytes) -> None:
+def _refuse_constants(body: bytes) -> None:
     """Look closely at a body that may hold what is not a JSON number."""
 
     def refuse(literal: str) -> float:
-        raise InvalidJSONError("The body holds a number that is not finite, which JSON has not.")
-
-    def finite(literal: str) -> float:
-        value = float(literal)
-        return value if value - value == 0 else refuse(literal)
+        raise InvalidJSONError(_NOT_FINITE)
 
     try:
-        json.loads(body, parse_constant=refuse, parse_float=finite)
+        json.loads(body, parse_constant=refuse, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):
         return  # whatever else is wrong with it, the validation says better
+
+
+def _require_finite(adapter: TypeAdapter[Any], value: Any, source: str) -> Any:
+    if _is_finite(adapter, value):
+        return value
+    message = "Input should be a finite number"
+    raise SchemaViolationError([{"type": "finite_number", "loc": [source], "msg": message}], 1)
+
+
+def _is_finite(adapter: TypeAdapter[Any], value: Any) -> bool:
+    """Say whether no float of a validated value is NaN or infinite."""
+    can_hold_floats = _holding_floats.get(adapter)
+    if can_hold_floats is None:
+        try:
+            can_hold_floats = _may_hold_floats(adapter.json_schema())
+        except Exception:  # noqa: BLE001 - a type without a schema may hold anything
+            can_hold_floats = True
+        _holding_floats[adapter] = can_hold_floats
+    try:
+        return not (can_hold_floats and _has_non_finite(value))
+    except RecursionError:  # a validator has linked the value to itself
+        return True
+
+
+def _may_hold_floats(schema: Any) -> bool:
+    """Say whether a JSON schema has a number or a value of any type."""
+    if not isinstance(schema, dict):
+        return schema is True
+    if schema.get("type") == "number" or not schema.keys() & _KINDS:
+        return True
+    below: list[Any] = [
+        schema[name]
+        for name in ("items", "additionalProperties", "contentSchema")
+        if name in schema
+    ]
+    for name in ("properties", "patternProperties", "$defs"):
+        below.extend(schema.get(name, {}).values())
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        below.extend(schema.get(name, ()))
+    return any(map(_may_hold_floats, below))
+
+
+def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if type(value) in _ATOMS:
+        return False
+    if isinstance(value, list | tuple | set | frozenset):
+        return _any_non_finite(value)
+    if isinstance(value, Mapping):
+        return _any_non_finite(value.values())
+    return _any_non_finite(_fields_of(value))
+
+
+def _fields_of(value: Any) -> list[Any]:
+    if isinstance(value, BaseModel):
+        return [*vars(value).values(), *(value.model_extra or {}).values()]
+    if is_dataclass(value):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return []
+
+
+def _any_non_finite(values: Iterable[Any]) -> bool:
+    kinds = set(map(type, values))
+    if kinds <= _ATOMS:
+        return False
+    if kinds == {float}:  # at the speed of C: a request may be a million of them
+        return not all(map(math.isfinite, values))
+    return any(map(_has_non_finite, values))
 
 
 def _as_request_error(error: ValidationError, source: str) -> RequestError:

@@ -5,11 +5,14 @@ ASGI tells it through `receive`, and only to who asks; asking costs, so quick re
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from starlette.types import Receive
 
 __all__ = ["DisconnectWatch"]
+
+logger = logging.getLogger(__name__)
 
 
 class DisconnectWatch:
@@ -50,6 +53,9 @@ class DisconnectWatch:
         self._task = self._loop.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except Exception:  # a connection that breaks has been left
+            logger.debug("The connection broke while it was watched.", exc_info=True)
         self._on_leave()

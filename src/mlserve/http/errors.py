@@ -8,7 +8,7 @@ log, under the same request id.
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -19,13 +19,16 @@ from starlette.responses import Response
 
 from mlserve.errors import MLServeError, SchemaViolationError
 from mlserve.http.exchange import EXCHANGE, request_id_of
+from mlserve.model import safe_details
 
 __all__ = ["EXCEPTION_HANDLERS", "documented_errors", "error_body", "error_info", "handle_error"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_BODY_BYTES = 4096
 _MAX_MESSAGE = 1000
-_MAX_DETAILS = 10
+_MAX_PARAM = 128
+_FAILED = "The server failed on this request. Its log says more under this request id."
 _CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -75,16 +78,14 @@ class _Answer:
             "message": self.message[:_MAX_MESSAGE],
             "request_id": request_id,
             "retry_after_s": self.retry_after_s,
-            "param": self.param,
+            "param": None if self.param is None else str(self.param)[:_MAX_PARAM],
         }
 
     def response(self, request_id: str) -> Response:
         """Make the response."""
         if self.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
             return Response(None, self.status, self.headers)  # HTTP allows no body there
-        body: dict[str, Any] = {"error": self.info(request_id)}
-        if self.detail is not None:
-            body["detail"] = self.detail
+        content = _as_json(self, request_id)
         headers = dict(self.headers)
         if self.retry_after_s is not None:
             headers.setdefault("Retry-After", str(max(1, math.ceil(self.retry_after_s))))
@@ -92,7 +93,7 @@ class _Answer:
             headers.setdefault("WWW-Authenticate", "Bearer")
         if self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             headers.setdefault("Connection", "close")  # the rest of the body is not wanted
-        return Response(_as_json(body), self.status, headers, media_type="application/json")
+        return Response(content, self.status, headers, media_type="application/json")
 
 
 def error_info(error: Exception, request_id: str) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def error_info(error: Exception, request_id: str) -> dict[str, Any]:
 
 def error_body(error: Exception, request_id: str) -> bytes:
     """Make the body alone, as JSON: what a stream sends as its error event."""
-    return _as_json({"error": error_info(error, request_id)})
+    return _as_json(replace(_describe(error), detail=None), request_id)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -136,23 +137,29 @@ def documented_errors(model: Any, statuses: tuple[int, ...] = ()) -> dict[int | 
 
 def _describe(error: Exception) -> _Answer:
     if isinstance(error, RequestValidationError):
-        details = _safe_details(error)
-        error = SchemaViolationError(details, len(error.errors()))
+        found = error.errors()
+        error = SchemaViolationError(safe_details(found), len(found))
     if isinstance(error, MLServeError):
         detail = error.details if isinstance(error, SchemaViolationError) else None
         return _Answer(
             error.status,
             error.code,
             error.kind,
-            str(error),
+            _text_of(error),
             error.retry_after_s,
             error.param,
             detail,
         )
     if isinstance(error, HTTPException):
         return _describe_http(error)
-    message = "The server failed on this request. Its log says more under this request id."
-    return _Answer(500, "internal_error", "ServerError", message)
+    return _Answer(500, "internal_error", "ServerError", _FAILED)
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot say itself is answered all the same
+        return _FAILED
 
 
 def _describe_http(error: HTTPException) -> _Answer:
@@ -168,7 +175,7 @@ def _describe_http(error: HTTPException) -> _Answer:
         _CODES.get(status, "error" if status < 500 else "internal_error"),
         kind,
         detail if isinstance(detail, str) else _phrase_of(status),
-        retry_after_s=float(retry) if retry.isdigit() else None,
+        retry_after_s=float(retry) if retry.isdecimal() and len(retry) < 10 else None,
         headers=headers,
     )
 
@@ -180,18 +187,25 @@ def _phrase_of(status: int) -> str:
         return "The request failed."
 
 
-def _safe_details(error: RequestValidationError) -> list[dict[str, object]]:
-    """List what FastAPI found wrong, at most ten entries, without the input's values."""
-    return [
-        {
-            "type": entry.get("type", "value_error"),
-            "loc": [str(part)[:64] for part in entry.get("loc", ())],
-            "msg": str(entry.get("msg", ""))[:200],
-        }
-        for entry in error.errors()[:_MAX_DETAILS]
-    ]
+def _as_json(answer: _Answer, request_id: str) -> bytes:
+    """Write a body of at most 4 KB: details are left out first, then the message is cut."""
+    try:
+        error = answer.info(request_id)
+        detail = answer.detail
+        body = _dump(error, detail)
+        while len(body) > _MAX_BODY_BYTES and detail:
+            detail = detail[:-1]
+            body = _dump(error, detail)
+        while len(body) > _MAX_BODY_BYTES and error["message"]:
+            error["message"] = error["message"][: len(error["message"]) // 2]
+            body = _dump(error, detail)
+    except Exception:  # noqa: BLE001 - whatever stands in an error, the client gets an answer
+        logger.warning("error.body.failed", extra={"request_id": request_id})
+        return _dump(_Answer(500, "internal_error", "ServerError", _FAILED).info(request_id), None)
+    return body
 
 
-def _as_json(body: dict[str, Any]) -> bytes:
+def _dump(error: dict[str, Any], detail: list[dict[str, object]] | None) -> bytes:
+    body = {"error": error} if detail is None else {"error": error, "detail": detail}
     # ASCII only: a lone surrogate in a message must not break the answer.
-    return json.dumps(body, ensure_ascii=True).encode()
+    return json.dumps(body, ensure_ascii=True, default=str).encode()

@@ -7,6 +7,7 @@ It wraps `send`, so it sees every answer, those of error handlers and of streams
 import itertools
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import Message, Scope, Send
@@ -96,25 +97,27 @@ class Exchange:
         if not self._settings.access_log:
             return
         times = self.job.times if self.job is not None else None
-        log_inference(
-            InferenceLine(
-                request_id=self.request_id,
-                model=self._model,
-                version=self._version,
-                status=self._status or 499,
-                code=self.code,
-                bytes_in=self.bytes_in,
-                bytes_out=self._bytes_out,
-                total_ms=_ms(time.perf_counter() - self._started),
-                queue_ms=_ms(times.queue_s) if times else 0.0,
-                preprocess_ms=_ms(times.preprocess_s) if times else 0.0,
-                infer_ms=_ms(times.infer_s) if times else 0.0,
-                postprocess_ms=_ms(times.postprocess_s) if times else 0.0,
-                batch_size=times.batch_size if times else 0,
-                chunks=times.chunks if times else 0,
-                annotations=self.job.call.annotations if self.job is not None else {},
-            )
+        line = InferenceLine(
+            request_id=self.request_id,
+            model=self._model,
+            version=self._version,
+            status=self._status or 499,
+            code=self.code,
+            bytes_in=self.bytes_in,
+            bytes_out=self._bytes_out,
+            total_ms=_ms(time.perf_counter() - self._started),
+            queue_ms=_ms(times.queue_s) if times else 0.0,
+            preprocess_ms=_ms(times.preprocess_s) if times else 0.0,
+            infer_ms=_ms(times.infer_s) if times else 0.0,
+            postprocess_ms=_ms(times.postprocess_s) if times else 0.0,
+            batch_size=times.batch_size if times else 0,
+            chunks=times.chunks if times else 0,
+            annotations=dict(self.job.call.annotations) if self.job is not None else {},
         )
+        try:
+            log_inference(line)
+        except Exception:  # noqa: BLE001 - hooks annotate what they like; the answer is sent
+            log_inference(replace(line, annotations={}))
 
 
 def _server_timing(job: Job) -> bytes:

@@ -35,7 +35,9 @@ class ServingApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if self._lean_routes is not None and scope["type"] == "http":
+        # Where a root path stands before the routes' own paths, the router knows what is left.
+        is_plain = scope["type"] == "http" and not (scope.get("root_path") or self.root_path)
+        if self._lean_routes is not None and is_plain:
             route = self._lean_routes.get((scope["method"], scope["path"]))
             if route is not None:
                 scope["app"] = self

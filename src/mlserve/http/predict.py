@@ -63,13 +63,13 @@ async def new_job(
     budget_s = _budget_s(request, timeout_s)
     priority = _priority(request) if limits.priorities else 0
     if request.method == "GET":
+        await read_body(request, settings.body_timeout_s)  # discarded: the query says it all
         payload = parse_query(contract.request, request)
     elif contract.upload_fields:
         payload = await read_upload(request, contract, settings.body_timeout_s)
     else:
         require_json(request.headers)
         body = await read_body(request, settings.body_timeout_s)
-        exchange.bytes_in = len(body)
         payload = parse_json(contract.request, body)
     call = Call(
         exchange.request_id,

@@ -46,8 +46,15 @@ class ServerRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["method"] not in (self.methods or ()):
+            response = await handle_error(Request(scope, receive), self._wrong_method())
+            await response(scope, receive, send)
+            return
         _keep_our_errors(scope)
         await super().handle(scope, receive, send)
+
+    def _wrong_method(self) -> HTTPException:
+        return HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods or ()))})
 
 
 class ModelRoute(APIRoute):
@@ -114,6 +121,7 @@ class ModelRoute(APIRoute):
             else:
                 await self._answer_directly(Request(scope, limited), exchange.send)
         finally:
+            exchange.bytes_in = BodyLimit.n_received(scope)
             exchange.finish()
 
     async def _answer_directly(self, request: Request, send: Send) -> None:

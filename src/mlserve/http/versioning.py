@@ -1,5 +1,6 @@
 """The routes of all models: one group per version, and the unversioned alias of the newest."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from mlserve.errors import ConfigurationError
 from mlserve.http.documented import (
@@ -32,6 +34,8 @@ from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
 __all__ = ["ModelRoutes", "Mounted"]
+
+_VERSION = re.compile(r"v[1-9][0-9]*")
 
 
 class Mounted:
@@ -106,6 +110,7 @@ class ModelRoutes:
             for version in versions:
                 self._add_fallback(f"/{version}/models/{{name}}/{action}", registry, version)
             self._add_fallback(f"/models/{{name}}/{action}", registry, None)
+            self._add_fallback(f"/{{version}}/models/{{name}}/{action}", registry, None)
 
     def paths_of(self, mount: Mounted) -> dict[str, str]:
         """Give the versioned paths of a model, by what they do."""
@@ -232,14 +237,15 @@ class ModelRoutes:
         """Answer what names no model, or one that cannot do this."""
 
         async def missing(request: Request) -> Response:
-            model = registry.get(request.path_params["name"], version)
+            wanted = request.path_params.get("version", version)
+            model = registry.get(request.path_params["name"], wanted)
             allowed = self._methods.get((self._prefix + path).replace("{name}", model.name))
             if allowed is None:
                 raise HTTPException(404)
             raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
 
         route_class = partial(
-            ModelRoute,
+            _FallbackRoute,
             answer=missing,
             settings=self._settings.model_copy(update={"access_log": False}),
             model="-",
@@ -254,6 +260,18 @@ class ModelRoutes:
             dependencies=list(self._dependencies),
             route_class_override=cast("type[APIRoute]", route_class),
         )
+
+
+class _FallbackRoute(ModelRoute):
+    """Takes no path whose first part only stands where a version would: it is the user's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match as any route does, but versions only as versions."""
+        match, child = super().matches(scope)
+        version = child.get("path_params", {}).get("version")
+        if version is not None and not _VERSION.fullmatch(version):
+            return Match.NONE, {}
+        return match, child
 
 
 async def _no_such_model(name: str) -> None:
