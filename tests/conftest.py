@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
@@ -17,5 +18,5 @@ def _quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("mlserve.registry._relieved_gc", _untouched_gc)
 
 
-def _untouched_gc(*, enabled: bool) -> AbstractContextManager[None]:
-    return nullcontext()
+def _untouched_gc(*, enabled: bool) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)

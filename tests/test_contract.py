@@ -403,3 +403,43 @@ def test_fields_with_files_are_found_however_they_are_wrapped() -> None:
             return [form.note for form in inputs]
 
     assert read_contract(Scans).upload_fields == ("image", "more", "mask")
+
+
+@dataclass
+class Picture:
+    file: Upload
+    title: str = ""
+
+
+class Scan(TypedDict):
+    pages: list[Upload]
+
+
+@dataclass
+class Album:
+    cover: Picture | None
+
+
+@pytest.mark.parametrize("request_type", [Picture, Scan, Album, Upload, list[Picture]])
+def test_files_in_anything_but_a_pydantic_model_are_refused(request_type: Any) -> None:
+    class Reader(ModelHandler[request_type, str]):
+        def infer(self, inputs: list[Any]) -> list[str]:
+            return [""] * len(inputs)
+
+    message = refusal_of(Reader)
+
+    assert "`Upload`" in message
+    assert "pydantic model" in message
+
+
+@dataclass
+class Tree:
+    children: "list[Tree]"
+
+
+def test_a_request_type_that_holds_itself_is_read() -> None:
+    class Counter(ModelHandler[Tree, int]):
+        def infer(self, inputs: list[Tree]) -> list[int]:
+            return [len(tree.children) for tree in inputs]
+
+    assert read_contract(Counter).upload_fields == ()

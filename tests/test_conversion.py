@@ -433,3 +433,36 @@ def test_a_model_with_a_name_that_is_not_defined_is_refused_with_advice() -> Non
 
     with pytest.raises(ConfigurationError, match=r"The request type .*Nowhere"):
         adapter_of(Unfinished, "request")
+
+
+class Half(float):
+    """A float of a kind of its own, as numpy's."""
+
+
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda x: [None, x],
+        lambda x: [None, Half(x)],
+        lambda x: {"a": None, "b": {"c": (x,)}},
+        lambda x: [None, "NaN", x],
+        lambda x: [None, b"bytes", x],
+    ],
+)
+def test_a_non_finite_number_is_found_among_values_that_are_absent(value: Any, bad: float) -> None:
+    output = OutputType(Any, "response")
+
+    with pytest.raises(ModelOutputError, match="NaN or infinity"):
+        output.encode(value(bad))
+
+
+def test_an_absent_value_does_not_have_every_number_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(value: Any) -> bool:
+        raise AssertionError("looked at in Python")
+
+    monkeypatch.setattr("mlserve.conversion._holds_non_finite", refuse)
+
+    assert OutputType(list[float | None], "response").encode([None, 1.5]) == b"[null,1.5]"

@@ -1,5 +1,9 @@
 """The contract's defaults, the context of a replica and the call of a request."""
 
+import math
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mlserve.handler import Call, Context, ModelHandler
@@ -88,3 +92,24 @@ def test_calls_do_not_share_notes_and_have_no_headers_by_default() -> None:
 
     assert second.annotations == {}
     assert dict(second.headers) == {}
+
+
+@pytest.mark.parametrize("fraction", [math.nan, math.inf, -math.inf])
+def test_a_progress_that_is_no_number_counts_as_none(fraction: float) -> None:
+    reports: list[tuple[float, str]] = []
+
+    Context(report=lambda *report: reports.append(report)).progress(fraction)
+
+    assert reports == [(0.0, "")]
+
+
+@pytest.mark.parametrize(
+    ("note", "shown"),
+    [(7, "7"), (Path("weights"), "weights"), ("x" * 500, "x" * 200), ("\ud800", "?")],
+)
+def test_a_note_becomes_a_short_text_that_can_be_sent(note: Any, shown: str) -> None:
+    reports: list[tuple[float, str]] = []
+
+    Context(report=lambda *report: reports.append(report)).progress(0.5, note)
+
+    assert reports == [(0.5, shown)]

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from mlserve import ModelHandler, ModelNotFoundError, ModelServer, ServerSettings
+from mlserve import (
+    ConfigurationError,
+    ModelHandler,
+    ModelNotFoundError,
+    ModelServer,
+    ServerSettings,
+)
 from mlserve.registry import Registry, version_number
 from mlserve.testing import EchoHandler
 
@@ -122,6 +128,79 @@ def test_the_collector_is_relieved_while_it_runs_if_wanted_and_put_back(freeze_g
 
     assert (during >= 20_000) == freeze_gc
     assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("freeze_gc", [True])
+def test_what_a_late_model_allocated_is_frozen_once_it_is_loaded(
+    freeze_gc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    released = threading.Event()
+
+    class Slow(EchoHandler):
+        def load(self) -> None:
+            assert released.wait(10)
+            events.append("loaded")
+
+    monkeypatch.setattr(gc, "freeze", lambda: events.append("freeze"))
+    monkeypatch.setattr(gc, "unfreeze", lambda: events.append("unfreeze"))
+    settings = ServerSettings(freeze_gc=freeze_gc)
+    registry = registry_of(ModelServer(settings=settings).add("slow", Slow))
+
+    async def scenario() -> int:
+        async with registry.running(wait_s=0):
+            threshold = gc.get_threshold()[0]
+            released.set()
+            assert await asyncio.to_thread(registry.loaded.wait, 5)
+        return threshold
+
+    assert run(scenario()) >= 20_000
+    assert events == ["loaded", "freeze", "unfreeze"]
+
+
+@pytest.mark.parametrize("freeze_gc", [True])
+def test_models_that_load_in_time_are_frozen_before_they_serve(
+    freeze_gc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: events.append("freeze"))
+    settings = ServerSettings(freeze_gc=freeze_gc)
+    registry = registry_of(ModelServer(settings=settings).add("echo", EchoHandler))
+
+    async def scenario() -> None:
+        async with registry.running():
+            assert registry.loaded.is_set()
+            events.append("serve")
+
+    run(scenario())
+
+    assert events == ["freeze", "serve"]
+
+
+def test_who_runs_the_models_a_second_time_is_refused_and_the_first_goes_on() -> None:
+    registry = registry_of(ModelServer().add("echo", EchoHandler))
+
+    async def scenario() -> str:
+        async with registry.running():
+            with pytest.raises(ConfigurationError, match="running already"):
+                async with registry.running():
+                    pass
+            return next(iter(registry)).state
+
+    assert run(scenario()) == "ready"
+    assert run(scenario()) == "ready"
+
+
+def test_a_drain_without_bound_ends_when_nothing_is_left_to_do() -> None:
+    settings = ServerSettings(drain_s=float("inf"), load_timeout_s=float("inf"))
+    registry = registry_of(ModelServer(settings=settings).add("echo", EchoHandler))
+
+    async def scenario() -> str:
+        async with registry.running():
+            await registry.drain()
+        return next(iter(registry)).state
+
+    assert run(scenario()) == "stopped"
 
 
 def test_an_unload_that_raises_does_not_keep_the_others_from_it(

@@ -6,11 +6,11 @@ to write instead.
 """
 
 import inspect
-from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
-from typing_extensions import get_original_bases
+from typing_extensions import get_original_bases, is_typeddict
 
 from mlserve.conversion import OutputType, adapter_of
 from mlserve.errors import ConfigurationError
@@ -209,12 +209,33 @@ def _is_open(argument: Any) -> bool:
 
 def _upload_fields(request_type: Any) -> tuple[str, ...]:
     if not (isinstance(request_type, type) and issubclass(request_type, BaseModel)):
+        if _holds_upload(request_type, set()):
+            raise ConfigurationError(
+                f"The request type {request_type!r} holds `Upload`, which only a field of a"
+                " pydantic model can be. Make the request a pydantic model with that field."
+            )
         return ()
     return tuple(
         name
         for name, info in request_type.model_fields.items()
         if _mentions_upload(info.annotation)
     )
+
+
+def _holds_upload(annotation: Any, seen: set[type]) -> bool:
+    """Look for files also within dataclasses and typed dicts."""
+    if annotation is Upload:
+        return True
+    parts: tuple[Any, ...] = get_args(annotation)
+    if isinstance(annotation, type) and (is_dataclass(annotation) or is_typeddict(annotation)):
+        if annotation in seen:
+            return False
+        seen.add(annotation)
+        try:
+            parts = tuple(get_type_hints(annotation).values())
+        except NameError:  # a name that is local to where the type is made
+            parts = tuple(annotation.__annotations__.values())
+    return any(_holds_upload(part, seen) for part in parts)
 
 
 def _mentions_upload(annotation: Any) -> bool:

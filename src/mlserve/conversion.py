@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from mlserve.errors import ConfigurationError, ModelOutputError
 from mlserve.payloads import Binary
@@ -142,7 +142,8 @@ class OutputType:
 
     def _has_non_finite(self, value: Any) -> bool:
         """Look at what is written: it knows of excluded, computed and converted fields."""
-        return _has_non_finite(self._adapter.dump_python(value, warnings=False))
+        plain = self._adapter.dump_python(value, warnings=False)
+        return _may_hold_non_finite(plain) and _holds_non_finite(plain)
 
 
 def adapter_of(declared: Any, role: str) -> TypeAdapter[Any]:
@@ -170,11 +171,20 @@ def _is_model_class(declared: Any) -> bool:
     )
 
 
-def _has_non_finite(value: Any) -> bool:
+def _may_hold_non_finite(value: Any) -> bool:
+    """Rule out in one pass of compiled code what the walk in Python would look for."""
+    try:
+        written = to_json(value, inf_nan_mode="constants")
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError):
+        return True  # such as arrays, which only the walk knows
+    return b"NaN" in written or b"Infinity" in written
+
+
+def _holds_non_finite(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
-        return any(_has_non_finite(item) for item in value.values())
+        return any(_holds_non_finite(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
-        return any(_has_non_finite(item) for item in value)
-    return hasattr(value, "tolist") and _has_non_finite(value.tolist())
+        return any(_holds_non_finite(item) for item in value)
+    return hasattr(value, "tolist") and _holds_non_finite(value.tolist())

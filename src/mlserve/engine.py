@@ -39,7 +39,7 @@ _UNLOAD_AFTER_FAILURE_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """What a model has done and is doing."""
+    """What a model has done since it was loaded, and is doing."""
 
     state: str
     """Where it is in its life, such as `ready`."""
@@ -108,6 +108,7 @@ class Engine:
         self._health_period_s = health_period_s
         self._lane = self._open_lane()
         self._lanes = [self._lane]
+        self._n_requests = 0
         try:
             async with asyncio.timeout(load_timeout_s):
                 n_examples = await self._lane.pool.start(self._note_warming)
@@ -187,6 +188,7 @@ class Engine:
                 await self._close(new, _UNLOAD_AFTER_FAILURE_S)
                 raise
             self._lane = new
+            self._n_requests = 0
             new.pool.watch_health(self._health_period_s)
             self._note_change()
             await old.close()

@@ -5,6 +5,7 @@ Nothing here knows of threads, HTTP or batching; `mlserve.contract` reads a hand
 says which hooks it has, and `mlserve.execution` calls them.
 """
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
@@ -26,6 +27,7 @@ class AsResponse:
 
 ChunkT = TypeVar("ChunkT", default=AsResponse)
 
+_LONGEST_NOTE = 200
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -66,11 +68,13 @@ class Context:
         Say how far `load` has come; `GET /ready` and the terminal show it. Any thread.
 
         Args:
-            fraction: From 0 to 1; what is outside is cut.
-            note: A few words on what is being done.
+            fraction: From 0 to 1; what is outside is cut, what is no finite number counts as 0.
+            note: A few words on what is being done; 200 characters of it are shown.
         """
         if self._report is not None:
-            self._report(min(max(float(fraction), 0.0), 1.0), note)
+            share = float(fraction)
+            text = str(note)[:_LONGEST_NOTE].encode("utf-8", "replace").decode()
+            self._report(min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
 
     def __repr__(self) -> str:
         return f"<Context {self.name}/{self.version} replica {self.replica} on {self.device}>"

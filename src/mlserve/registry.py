@@ -107,23 +107,34 @@ class Registry:
                 goes on loading. `None` = the setting `startup_wait_s`.
 
         Raises:
+            ConfigurationError: If they are running already.
             Exception: If a model cannot be loaded within that time and `on_load_failure` is
                 `exit`; the others are unloaded first.
         """
+        if self.is_running:
+            raise ConfigurationError(
+                "The models are running already: one application at a time can run them."
+            )
         self.is_draining = False
         self.is_running = True
         self.loaded.clear()
         self._loads = loads = TaskSet()
+        wait_s = self.settings.startup_wait_s if wait_s is None else wait_s
         try:
-            await self._load_all(loads, self.settings.startup_wait_s if wait_s is None else wait_s)
-            with _relieved_gc(enabled=self.settings.freeze_gc):
-                yield
+            with _relieved_gc(enabled=self.settings.freeze_gc) as freeze:
+                try:
+                    await self._load_all(loads, wait_s, freeze)
+                    yield
+                finally:
+                    await self._stop_all(loads)
         finally:
-            self.begin_drain()
-            await loads.close()
-            drain_s = 0.0 if self.is_hurried else self.settings.drain_s
-            await asyncio.gather(*(model.engine.stop(drain_s) for model in self))
             self.is_running = self.is_hurried = False
+
+    async def _stop_all(self, loads: TaskSet) -> None:
+        self.begin_drain()
+        await loads.close()
+        drain_s = 0.0 if self.is_hurried else self.settings.drain_s
+        await asyncio.gather(*(model.engine.stop(drain_s) for model in self))
 
     def begin_drain(self) -> None:
         """Turn `/ready` false and refuse new work."""
@@ -148,7 +159,7 @@ class Registry:
         self.begin_drain()
         await asyncio.gather(*(model.engine.drain(0.0) for model in self))
 
-    async def _load_all(self, loads: TaskSet, wait_s: float) -> None:
+    async def _load_all(self, loads: TaskSet, wait_s: float, freeze: Callable[[], None]) -> None:
         tasks = [loads.spawn(self._load(model.engine)) for model in self]
         if not tasks:
             self.loaded.set()
@@ -159,10 +170,17 @@ class Registry:
             raise errors[0]
         for task in late:
             task.add_done_callback(self._note_late)
-        loads.spawn(self._note_loaded(tasks))
+        if late:
+            loads.spawn(self._note_loaded(late, freeze))
+        else:
+            freeze()
+            self.loaded.set()
 
-    async def _note_loaded(self, tasks: "list[asyncio.Task[Exception | None]]") -> None:
-        await asyncio.wait(tasks)
+    async def _note_loaded(
+        self, late: "set[asyncio.Task[Exception | None]]", freeze: Callable[[], None]
+    ) -> None:
+        await asyncio.wait(late)
+        freeze()
         self.loaded.set()
 
     async def _load(self, engine: Engine) -> Exception | None:
@@ -196,17 +214,28 @@ def _ask_to_stop(reason: str) -> None:
 
 
 @contextmanager
-def _relieved_gc(*, enabled: bool) -> Iterator[None]:
-    """Keep the collector from walking, again and again, what the models allocated for good."""
+def _relieved_gc(*, enabled: bool) -> Iterator[Callable[[], None]]:
+    """
+    Keep the collector from walking, again and again, what the models allocate for good.
+
+    Gives what is to be called once they are loaded.
+    """
     if not enabled:
-        yield
+        yield _nothing
         return
     before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(max(before[0], _GC_THRESHOLD), *before[1:])
     try:
-        yield
+        yield _freeze
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+def _nothing() -> None:
+    """What models allocate is left to the collector."""

@@ -43,9 +43,10 @@ class Shout(ModelHandler[str, str]):
 
     def stream(self, item: str) -> Iterator[str]:
         pause = threading.Event()
-        while True:
-            yield item
+        yield item
+        while item == "x":
             pause.wait(0.02)
+            yield item
 
     def unload(self) -> None:
         print("unload", flush=True)

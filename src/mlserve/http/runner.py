@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import logging.config
+import math
 import sys
 from collections.abc import Awaitable
 from types import FrameType
@@ -19,6 +20,7 @@ __all__ = ["configure_logging", "run_server", "shutdown_draining"]
 logger = logging.getLogger(__name__)
 
 _STARTUP_FAILURE = 3
+_LONGEST_DRAIN_S = 10 * 365 * 86_400.0
 
 
 def run_server(
@@ -54,12 +56,17 @@ def run_server(
         access_log=False,
         server_header=False,
         timeout_keep_alive=timeout_keep_alive_s,
-        timeout_graceful_shutdown=int(drain_s) + 5,
+        timeout_graceful_shutdown=_connections_bound_s(drain_s),
     )
     server = _Server(config, registry)
     server.run()
     if not server.started or server.has_failed:
         sys.exit(_STARTUP_FAILURE)
+
+
+def _connections_bound_s(drain_s: float) -> int | None:
+    """Say how long uvicorn waits for connections: a little longer than the models drain."""
+    return None if drain_s > _LONGEST_DRAIN_S else math.ceil(drain_s) + 5
 
 
 def configure_logging(level: str) -> None:
