@@ -219,7 +219,7 @@ def test_the_event_source_that_is_offered_does_not_connect_again(visit: Visit) -
 
     visit.page.evaluate(f"() => {{ {snippet}\n globalThis.offered = source; {careless}; }}")
 
-    visit.page.wait_for_function("offered.readyState === EventSource.CLOSED")
     assert streamed_again.wait(WAIT_S)
+    assert visit.page.evaluate("() => offered.readyState === EventSource.CLOSED")
     assert streamed.count("careful & calm") == 1
     visit.page.evaluate("() => other.close()")
