@@ -242,6 +242,12 @@ class ServerSettings(BaseSettings):
     """The largest request body of all routes that belong to no model, in bytes."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """How long a request's body may take to arrive, in seconds."""
+    max_header_bytes: int = Field(default=65_536, ge=1024)
+    """The largest request line and headers under `mlserve run`, in bytes."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """How long they may take to arrive under `mlserve run`, in seconds."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a client may read nothing of its answer under `mlserve run`, in seconds."""
     cors: Cors | None = None
     """Which other origins may call the server; `None` = none."""
     gzip_min_bytes: int | None = Field(default=None, ge=0)

@@ -20,6 +20,8 @@ from mlserve import (
     ModelServer,
     ServerSettings,
 )
+from starlette.requests import Request
+
 from mlserve.http.disconnect import DisconnectWatch
 
 STREAM = "/v1/models/m/stream"
@@ -303,7 +305,8 @@ def test_a_connection_that_breaks_while_it_is_watched_has_been_left() -> None:
         async def broken() -> Any:
             raise OSError("gone")
 
-        with DisconnectWatch(broken, left.set, after_s=0):
+        request = Request({"type": "http"}, broken)
+        with DisconnectWatch(request, left.set, after_s=0):
             async with asyncio.timeout(10):
                 await left.wait()
 

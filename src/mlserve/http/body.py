@@ -23,6 +23,7 @@ from mlserve.errors import (
     SchemaViolationError,
     UnsupportedMediaTypeError,
 )
+from mlserve.http.connection import connection_of
 from mlserve.http.exchange import header_of
 from mlserve.model import safe_details
 from mlserve.payloads import Upload
@@ -94,7 +95,10 @@ async def read_body(request: Request, timeout_s: float) -> bytes:
         BodyTimeoutError: If it did not arrive in time.
         AbandonedError: If the client left meanwhile.
     """
+    connection = connection_of(request.scope)
     try:
+        if connection is not None and connection.has_whole_body:
+            return await request.body()  # it is here already: there is nothing to time
         async with asyncio.timeout(timeout_s):
             return await request.body()
     except TimeoutError:

@@ -1,14 +1,17 @@
 """
 Noticing that a client has left.
 
-ASGI tells it through `receive`, and only to who asks; asking costs, so quick requests never do.
+The server of `mlserve run` says so itself, at once and for nothing. Other servers tell it through
+ASGI's `receive`, and only to who asks; asking costs, so quick requests never do.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 
-from starlette.types import Receive
+from starlette.requests import Request
+
+from mlserve.http.connection import connection_of
 
 __all__ = ["DisconnectWatch"]
 
@@ -22,23 +25,30 @@ class DisconnectWatch:
     The request's body must have been read. Use it as a context manager, or call `stop`.
 
     Args:
-        receive: The ASGI receive; nobody else may call it meanwhile.
+        request: The request; nobody else may receive from it meanwhile.
         on_leave: Called on the event loop, at most once.
-        after_s: From which age of the request on to watch, in seconds.
+        after_s: From which age of the request on to ask, in seconds.
     """
 
     def __init__(
-        self, receive: Receive, on_leave: Callable[[], None], after_s: float = 0.02
+        self, request: Request, on_leave: Callable[[], None], after_s: float = 0.02
     ) -> None:
-        self._receive = receive
+        self._receive = request.receive
         self._on_leave = on_leave
-        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(after_s, self._start)
+        self._timer: asyncio.TimerHandle | None = None
+        self._connection = connection_of(request.scope)
+        if self._connection is not None:
+            self._connection.watch(on_leave)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(after_s, self._start)
 
     def stop(self) -> None:
         """End the watch."""
-        self._timer.cancel()
+        if self._connection is not None:
+            self._connection.watch(None)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -50,7 +60,7 @@ class DisconnectWatch:
         self.stop()
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._watch())
+        self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         try:

@@ -36,7 +36,7 @@ class PredictEndpoint:
         """Read, run and answer one request."""
         engine = self._model.engine
         job = await new_job(request, self._model, self._settings, engine.spec.limits.timeout_s)
-        with DisconnectWatch(request.receive, lambda: engine.abandon(job)):
+        with DisconnectWatch(request, lambda: engine.abandon(job)):
             value = await engine.predict(job)
         if isinstance(value, Binary):
             return Response(value.content, media_type=value.media_type)

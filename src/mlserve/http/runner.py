@@ -6,6 +6,7 @@ import logging.config
 import math
 import sys
 from collections.abc import Awaitable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,9 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from mlserve.execution.worker import TaskSet
+from mlserve.http.connection import Connection
 from mlserve.registry import Registry
+from mlserve.settings import ServerSettings
 
-__all__ = ["configure_logging", "run_server", "shutdown_draining"]
+__all__ = ["configure_logging", "make_config", "run_server", "shutdown_draining"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +50,37 @@ def run_server(
         timeout_keep_alive_s: After how many idle seconds a connection is closed.
     """
     configure_logging(log_level)
-    drain_s = registry.settings.drain_s if registry is not None else 30.0
-    config = uvicorn.Config(
+    config = make_config(
         app,
+        registry,
         host=host,
         port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_keep_alive=timeout_keep_alive_s,
-        timeout_graceful_shutdown=_connections_bound_s(drain_s),
     )
     server = _Server(config, registry)
     server.run()
     if not server.started or server.has_failed:
         sys.exit(_STARTUP_FAILURE)
+
+
+def make_config(app: Any, registry: Registry | None, **options: Any) -> uvicorn.Config:
+    """
+    Configure uvicorn for an application: its connections are ours.
+
+    Args:
+        app: The application.
+        registry: Its models; `None` if it is not one of ours.
+        options: What else uvicorn is told.
+    """
+    settings = registry.settings if registry is not None else ServerSettings()
+    config: dict[str, Any] = {
+        "http": partial(Connection, settings),
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _connections_bound_s(settings.drain_s),
+    }
+    return uvicorn.Config(app, **(config | options))
 
 
 def _connections_bound_s(drain_s: float) -> int | None:

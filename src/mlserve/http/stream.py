@@ -45,7 +45,7 @@ class StreamEndpoint:
             engine.abandon(job)
 
         stream = engine.stream(job)
-        watch = DisconnectWatch(request.receive, leave, after_s=0)
+        watch = DisconnectWatch(request, leave, after_s=0)
         try:
             first: bytes | None = encode(await stream.next())
         except StopAsyncIteration:

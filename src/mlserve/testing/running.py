@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from mlserve.http.runner import shutdown_draining
+from mlserve.http.runner import make_config, shutdown_draining
 from mlserve.registry import Registry
 from mlserve.server import ModelServer
 
@@ -44,10 +44,9 @@ def running(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=math.ceil(timeout_s)
-        )
         registry = getattr(getattr(app, "state", None), "mlserve_registry", None)
+        bound_s = math.ceil(timeout_s)
+        config = make_config(app, registry, timeout_graceful_shutdown=bound_s)
         runner = _ThreadedServer(config, registry)
         thread = threading.Thread(target=runner.run, args=([listener],), name="mlserve-test-server")
         thread.start()

@@ -1,0 +1,361 @@
+"""
+The server's side of one connection under `mlserve run`: uvicorn's httptools protocol, hardened.
+
+What it adds to uvicorn's: head and body of an answer leave in one write, a handler is told at once
+that its client has left, request heads are bounded in size and time, and whatever is refused before
+the application sees it has the same error body as every other error. Runs on the event loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
+
+from mlserve.http.errors import error_body
+from mlserve.http.exchange import request_id_of
+from mlserve.http.transport import GatheredTransport
+from mlserve.settings import ServerSettings
+
+__all__ = ["Connection", "connection_of"]
+
+logger = logging.getLogger(__name__)
+
+_CONNECTION = "mlserve.connection"
+_MAX_CHUNKS = 65_536
+_FRAMING_BYTES = 64
+_PER_HEADER_BYTES = 4  # what a header takes on the wire beside its name and value
+_MALFORMED = "The request is not valid HTTP."
+
+
+def connection_of(scope: Scope) -> "Connection | None":
+    """Give the connection that a request came by; `None` under a foreign server."""
+    connection = scope.get(_CONNECTION)
+    return connection if isinstance(connection, Connection) else None
+
+
+class Connection(HttpToolsProtocol):
+    """
+    One connection.
+
+    Args:
+        settings: How large a head may be and how long it may take.
+        config: uvicorn's configuration.
+        server_state: What uvicorn's connections share.
+        app_state: What the lifespan gave.
+        _loop: The event loop; uvicorn names it so.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._settings = settings
+        self._gathered: GatheredTransport | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._n_chunks = self._framing_bytes = 0
+        self._is_in_head = False
+        self._is_refusing = False
+        self._send_timer: asyncio.TimerHandle | None = None
+        # The request that is being answered; `cycle` is the last one that was read.
+        self._answering: RequestResponseCycle | None = None
+        self._on_leave: Callable[[], None] | None = None
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether the request that is being answered was received to its end."""
+        return self._answering is not None and not self._answering.more_body
+
+    @property
+    def _latest(self) -> RequestResponseCycle | None:
+        """The request that was read last; uvicorn's type leaves out that there may be none."""
+        return cast("RequestResponseCycle | None", self.cycle)
+
+    def watch(self, on_leave: Callable[[], None] | None) -> None:
+        """
+        Have a function called once the client has left; `None` = no longer.
+
+        Of one request at a time: the one that is being answered.
+        """
+        self._on_leave = on_leave
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin: a client that sends no request in time is not waited for."""
+        self._gathered = GatheredTransport(transport, self.loop)
+        super().connection_made(self._gathered)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: whoever answers this client is told."""
+        self._stop_head_timer()
+        self._stop_send_timer()
+        if self._gathered is not None:
+            self._gathered.lost()
+        super().connection_lost(exc)
+        self._leave()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and refuse heads that are too large, too slow or no HTTP."""
+        if self._is_refusing or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        cycle, n_body = self._latest, self._body_bytes
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as exc:
+            refusal = exc.__context__
+            self._refuse(refusal if isinstance(refusal, HTTPException) else _bad_request())
+            return
+        if self._is_in_head:
+            self._bound_head(len(data))
+        elif cycle is not None and cycle is self._latest and cycle.more_body:
+            self._bound_framing(len(data) - (self._body_bytes - n_body))
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as exc:
+                if self._should_upgrade():
+                    self._stop_head_timer()
+                    self.handle_websocket_upgrade()
+                    return
+                # The parser takes a request that offers an upgrade for one without a body. Java's
+                # client offers HTTP/2 with every first request; we do not take it.
+                data = self._head_without_offer() + data[exc.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        cast("Scope", self.scope)[_CONNECTION] = self
+        self._is_in_head = True
+        self._head_bytes = 0
+        self._n_chunks = self._framing_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those that come after the body are not read as the request's."""
+        if self._is_in_head:
+            super().on_header(name, value)
+            return
+        self._head_bytes += len(name) + len(value) + _PER_HEADER_BYTES
+        self._require_small_head()
+
+    def on_chunk_header(self) -> None:
+        """Count the chunks of a body: each costs time, however small it is."""
+        self._n_chunks += 1
+        if self._n_chunks > _MAX_CHUNKS:
+            raise HTTPException(413, "The body comes in too many chunks. Send larger ones.")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if self.parser.should_upgrade():
+            return
+        if self._gathered is not None:
+            self._gathered.has_unread = False
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        """Start to answer, unless the head is too large or says two things at once."""
+        self._is_in_head = False
+        self._stop_head_timer()
+        self._head_bytes = len(self.url) + sum(
+            len(name) + len(value) + _PER_HEADER_BYTES for name, value in self.headers
+        )
+        self._require_small_head()
+        _require_one_meaning(self.parser.get_http_version(), self.headers)
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _bad_request()
+            return  # it is read again without the offer
+        if self._gathered is not None:
+            self._gathered.has_unread = True
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Send the answer, then look at what the client has sent meanwhile."""
+        if self._gathered is not None:
+            self._gathered.flush()
+        self._on_leave = None
+        self._answering = None
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Hold answers back: the client reads more slowly than they are written."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _bound_head(self, n_bytes: int) -> None:
+        """Bound a head that has not ended with what has been received."""
+        self._head_bytes += n_bytes
+        try:
+            self._require_small_head()
+        except HTTPException as exc:
+            self._refuse(exc)
+            return
+        if self._head_timer is None:
+            self._await_head()
+
+    def _bound_framing(self, n_bytes: int) -> None:
+        """Bound what comes with a body and is none of it: sizes and extensions of chunks."""
+        self._framing_bytes += n_bytes
+        allowed = self._settings.max_header_bytes + _FRAMING_BYTES * self._n_chunks
+        if self._framing_bytes > allowed:
+            self._refuse(_bad_request())
+
+    def _require_small_head(self) -> None:
+        if self._head_bytes > self._settings.max_header_bytes:
+            limit = self._settings.max_header_bytes
+            raise HTTPException(431, f"The request's head is larger than {limit} bytes.")
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._head_is_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _await_reader(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() < unsent:
+                self._await_reader()
+            else:
+                logger.info("connection.send.timed_out")
+                self.transport.abort()
+
+        self._send_timer = self.loop.call_later(self._settings.send_timeout_s, look)
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._is_in_head:
+            self._refuse(HTTPException(408, "The request's head did not arrive in time."))
+        else:  # not a byte: there is nothing to answer
+            self.transport.close()
+
+    def _refuse(self, error: HTTPException) -> None:
+        """
+        Answer what is no request, after the answers that are still due, and close.
+
+        Answers go out in the order of the requests: an error must not be taken for the answer to
+        an earlier request.
+        """
+        self._is_refusing = True
+        self._stop_head_timer()
+        latest = self._latest
+        if latest is None or latest.response_complete:
+            self._write_refusal(error)
+        elif latest is self._answering and latest.more_body:  # its own body is broken
+            if latest.response_started:
+                self.transport.close()
+            else:
+                self._write_refusal(error)
+                self._leave()
+        else:
+            self._close_after_answers()
+
+    def _close_after_answers(self) -> None:
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # the newest one can never be read to its end
+        last = self.pipeline[0][0] if self.pipeline else self._answering
+        if last is None or last.response_complete:
+            self.transport.close()
+        else:
+            last.keep_alive = False
+
+    def _write_refusal(self, error: HTTPException) -> None:
+        request_id = request_id_of({"type": "http", "headers": []})
+        logger.info("request.head.refused", extra={"request_id": request_id})
+        body = error_body(error, request_id)
+        name = self._settings.request_id_header.lower()
+        head = (
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{name}: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[error.status_code] + head.encode() + body)
+        self._linger()
+
+    def _leave(self) -> None:
+        """Tell whoever answers this client that it waits no longer."""
+        latest = self._latest
+        if latest is not None and not latest.response_complete:
+            latest.disconnected = True
+            latest.message_event.set()
+        on_leave, self._on_leave = self._on_leave, None
+        if on_leave is not None:
+            on_leave()
+
+    def _linger(self) -> None:
+        if self._gathered is not None:
+            self._gathered.linger()
+
+
+def _bad_request() -> HTTPException:
+    return HTTPException(400, _MALFORMED)
+
+
+def _require_one_meaning(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """
+    Refuse heads that another server in between might read as another request.
+
+    Source:
+        RFC 9112, sections 3.2 (Host) and 6.1 (Transfer-Encoding).
+    """
+    if version not in ("1.0", "1.1"):
+        raise _bad_request()
+    n_hosts = sum(name == b"host" for name, _ in headers)
+    if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
+        raise HTTPException(400, "The request must have exactly one `Host`.")
+    encodings = [value for name, value in headers if name == b"transfer-encoding"]
+    if not encodings:
+        return
+    if version != "1.1" or len(encodings) > 1 or encodings[0].strip().lower() != b"chunked":
+        raise HTTPException(400, "`Transfer-Encoding` must be `chunked`, once.")
+    if any(name == b"content-length" for name, _ in headers):
+        raise HTTPException(400, "`Transfer-Encoding` excludes `Content-Length`.")
