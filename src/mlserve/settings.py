@@ -39,6 +39,13 @@ def _whole(name: str, value: Any, least: int) -> None:
     _at_least(name, value, least)
 
 
+def _require_none(name: str, value: Any) -> None:
+    if value is not None:
+        raise ConfigurationError(
+            f"`{name}` needs replicas in processes, which this version does not have. Leave it out."
+        )
+
+
 def _is_list_of_names(value: object) -> bool:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return False
@@ -116,6 +123,8 @@ class Replicas:
     """How many compute threads a replica should use; handlers read it from their context."""
     max_streams: int = 8
     """How many streams run at once in one replica; the next ones wait for their turn."""
+    memory_limit_bytes: int | None = None
+    """How much memory a replica's process may take; only `None`, as there are threads only."""
     restart: Restart = field(default_factory=Restart)
     """How a replica whose `health` fails is brought back."""
 
@@ -135,6 +144,7 @@ class Replicas:
         if self.threads_per_replica is not None:
             _whole("threads_per_replica", self.threads_per_replica, 1)
         _whole("max_streams", self.max_streams, 1)
+        _require_none("memory_limit_bytes", self.memory_limit_bytes)
         if not isinstance(self.restart, Restart):
             raise ConfigurationError(f"`restart` must be `Restart(…)`, got {self.restart!r}.")
 
@@ -152,6 +162,8 @@ class Limits:
     """A request's whole budget in seconds: queue, preprocess, infer and postprocess."""
     stream_timeout_s: float = 600.0
     """A stream's whole budget in seconds, from its request to its last chunk."""
+    hard_timeout_s: float | None = None
+    """When a replica's process is ended; only `None`: a thread is never killed."""
     max_queue_size: int | Literal["auto"] = "auto"
     """How many requests may wait; `"auto"`: what is served in a third of `timeout_s`."""
     max_body_bytes: int = 16 * 2**20
@@ -169,6 +181,7 @@ class Limits:
         for name in ("first_chunk_s", "idle_s"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        _require_none("hard_timeout_s", self.hard_timeout_s)
         if self.max_queue_size != "auto":
             _whole("max_queue_size", self.max_queue_size, 1)
         _whole("max_body_bytes", self.max_body_bytes, 1)
