@@ -21,6 +21,8 @@ from mlserve.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
     ModelOutputError,
+    OutOfMemoryError,
+    OverloadedError,
     QueueFullError,
     RequestError,
     SchemaViolationError,
@@ -40,6 +42,8 @@ EXAMPLES: list[tuple[MLServeError, int, str]] = [
     (BodyTimeoutError(2.5), 408, "request_timeout"),
     (AbandonedError(), 499, "client_closed_request"),
     (QueueFullError("bert", 64), 503, "queue_full"),
+    (OverloadedError("bert", 1.5), 503, "overloaded"),
+    (OutOfMemoryError("bert"), 507, "out_of_memory"),
     (ModelNotReadyError("bert", "loading"), 503, "model_not_ready"),
     (DrainingError("bert"), 503, "draining"),
     (ModelFailedError("bert", "loading failed"), 503, "model_failed"),
@@ -98,6 +102,8 @@ def test_lack_of_capacity_says_when_to_try_again_and_a_spent_budget_does_not() -
     assert QueueFullError("bert", 64).retry_after_s == 1.0
     assert ModelFailedError("bert", "it broke down").retry_after_s == 5.0
     assert DeadlineExceededError("infer", 1.0).retry_after_s is None
+    assert OutOfMemoryError("bert").retry_after_s is None
+    assert QueueFullError("bert", 64, retry_after_s=2.5).retry_after_s == 2.5
     assert InvalidTimeoutError().retry_after_s is None
 
 
@@ -159,6 +165,8 @@ def test_an_unknown_model_and_an_unknown_version_are_told_apart() -> None:
         (BodyTooLargeError(100), {"limit_bytes": 100}),
         (BodyTimeoutError(2.5), {"timeout_s": 2.5}),
         (QueueFullError("bert", 64), {"model": "bert", "limit": 64}),
+        (OverloadedError("bert", 1.5), {"model": "bert", "wait_s": 1.5}),
+        (OutOfMemoryError("bert"), {"model": "bert"}),
         (ModelNotReadyError("bert", "loading"), {"model": "bert", "state": "loading"}),
         (DrainingError("bert"), {"model": "bert"}),
         (ModelFailedError("bert", "it broke"), {"model": "bert", "reason": "it broke"}),

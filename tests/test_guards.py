@@ -72,7 +72,7 @@ def test_every_module_begins_with_a_docstring() -> None:
 def test_no_module_uses_a_middleware_that_can_end_a_broken_stream_as_if_it_were_whole() -> None:
     users = [name_of(m) for m in modules() if "BaseHTTPMiddleware" in names_in(tree_of(m))]
 
-    assert users == []
+    assert users in ([], ["http/foreign.py"])  # which looks for it in applications and warns
 
 
 def test_no_module_postpones_its_annotations() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mlserve.errors import (
     AbandonedError,
+    CapacityError,
     ConfigurationError,
     DeadlineExceededError,
     DrainingError,
@@ -57,6 +58,12 @@ class Statistics:
     """How many batches were run."""
     mean_batch_size: float
     """How many requests a batch held on average; 0 before the first."""
+    splits: int
+    """How often a batch that failed was split, to find the request that made it fail."""
+    out_of_memory: int
+    """How often memory ran out."""
+    refused: int
+    """How many requests found no room."""
 
 
 class Engine:
@@ -76,7 +83,7 @@ class Engine:
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._n_requests = 0
+        self._n_requests = self._n_refused = 0
         self._load_timeout_s: float | None = None
         self._health_period_s = math.inf
         self._lane = self._open_lane()
@@ -108,7 +115,7 @@ class Engine:
         self._health_period_s = health_period_s
         self._lane = self._open_lane()
         self._lanes = [self._lane]
-        self._n_requests = 0
+        self._n_requests = self._n_refused = 0
         try:
             async with asyncio.timeout(load_timeout_s):
                 n_examples = await self._lane.pool.start(self._note_warming)
@@ -188,7 +195,7 @@ class Engine:
                 await self._close(new, _UNLOAD_AFTER_FAILURE_S)
                 raise
             self._lane = new
-            self._n_requests = 0
+            self._n_requests = self._n_refused = 0
             new.pool.watch_health(self._health_period_s)
             self._note_change()
             await old.close()
@@ -243,7 +250,7 @@ class Engine:
     def statistics(self) -> Statistics:
         """Say what the model has done and is doing."""
         batcher, queue = self._lane.batcher, self._lane.queue
-        n_batches = batcher.cost_model.n_observed
+        n_batches = batcher.n_batches
         return Statistics(
             state=self.lifecycle.state.value,
             replicas=self._lane.pool.n_serving,
@@ -253,13 +260,38 @@ class Engine:
             requests=self._n_requests,
             batches=n_batches,
             mean_batch_size=batcher.n_batched / n_batches if n_batches else 0.0,
+            splits=batcher.n_splits,
+            out_of_memory=batcher.n_out_of_memory,
+            refused=self._n_refused,
         )
+
+    def require_room(self, budget_s: float, priority: int) -> None:
+        """
+        Refuse a request before anything is spent on reading it.
+
+        Args:
+            budget_s: The time that it will have, in seconds.
+            priority: 0 is served first.
+
+        Raises:
+            CapacityError: If the model does not serve, or has no room or not enough time for it.
+        """
+        self._require_ready()
+        try:
+            self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
+        except CapacityError:
+            self._n_refused += 1
+            raise
 
     def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane:
         """Admit a job, or raise why not."""
         self._require_ready()
         lane = self._lane
-        lane.enter(job)
+        try:
+            lane.enter(job, is_stream=isinstance(sink, ChannelSink))
+        except CapacityError:
+            self._n_refused += 1
+            raise
         job.sink = sink
         self._n_requests += 1
         self._jobs.add(job)
@@ -324,6 +356,9 @@ class Engine:
         pool, life = self._lane.pool, self.lifecycle
         if pool.n_serving == 0 and life.is_ready:
             life.move(ModelState.FAILED, pool.reason)
+            if pool.is_broken:  # no replica will take what waits
+                reason = life.reason or "it broke down"
+                self._lane.refuse_waiting(ModelFailedError(self.spec.name, reason))
         elif pool.n_serving > 0 and life.state is ModelState.FAILED:
             life.move(ModelState.READY)
         elif life.state is ModelState.FAILED:

@@ -14,6 +14,8 @@ Every error that mlserve raises: one tree, one HTTP status and one stable code p
     │   └── AbandonedError              499 client_closed_request (only ever logged)
     ├── CapacityError                   the client should try again later
     │   ├── QueueFullError              503 queue_full
+    │   ├── OverloadedError             503 overloaded
+    │   ├── OutOfMemoryError            507 out_of_memory
     │   ├── ModelNotReadyError          503 model_not_ready
     │   ├── DrainingError               503 draining
     │   ├── ModelFailedError            503 model_failed
@@ -44,6 +46,8 @@ __all__ = [
     "ModelNotFoundError",
     "ModelNotReadyError",
     "ModelOutputError",
+    "OutOfMemoryError",
+    "OverloadedError",
     "QueueFullError",
     "RequestError",
     "SchemaViolationError",
@@ -226,13 +230,51 @@ class QueueFullError(CapacityError):
 
     code = "queue_full"
 
-    def __init__(self, model: str, limit: int) -> None:
+    def __init__(self, model: str, limit: int, retry_after_s: float = 1.0) -> None:
         super().__init__(
             f"The queue of model `{model}` is full ({limit} requests are waiting)."
             " Send the request again later, or raise `max_queue_size`."
         )
         self.model = model
         self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class OverloadedError(CapacityError):
+    """
+    The request would have to wait longer than it has time.
+
+    Args:
+        model: The model.
+        wait_s: How long it would wait, as far as is known, in seconds.
+        retry_after_s: When another try makes sense, in seconds.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, model: str, wait_s: float, retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            f"Model `{model}` is overloaded: the request would wait about {wait_s:.2g} s, which is"
+            " too long for its time limit. Send it again later, or allow it more time."
+        )
+        self.model = model
+        self.wait_s = wait_s
+        self.retry_after_s = retry_after_s
+
+
+class OutOfMemoryError(CapacityError):
+    """There is not enough memory for this request, even alone."""
+
+    status = 507
+    code = "out_of_memory"
+    retry_after_s = None
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Model `{model}` has not enough memory for this request, even alone. Send a smaller"
+            " one."
+        )
+        self.model = model
 
 
 class ModelNotReadyError(CapacityError):

@@ -6,13 +6,15 @@ handler is run by the old handler. Lives on the event loop.
 """
 
 import asyncio
+import math
+import random
 from collections.abc import Callable
 from typing import Any
 
+from mlserve.batching.admission import Admission, Refusal
 from mlserve.batching.batcher import Batcher
-from mlserve.batching.cost_model import queue_capacity
 from mlserve.batching.queue import RequestQueue
-from mlserve.errors import MLServeError, QueueFullError
+from mlserve.errors import MLServeError, OverloadedError, QueueFullError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
 from mlserve.spec import ModelSpec
@@ -37,6 +39,9 @@ class Lane:
         self.pool = pool
         self.queue: RequestQueue[Job] = RequestQueue(_FIRST_CAPACITY)
         self.batcher = Batcher(spec.batching, pool, self.queue, clock)
+        limits = spec.limits
+        max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
+        self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
         self._spec = spec
         self._clock = clock
         # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
@@ -45,16 +50,47 @@ class Lane:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def enter(self, job: Job) -> None:
+    def require_room(self, *, budget_s: float, left_s: float, priority: int) -> None:
+        """
+        Refuse a request that there is no room or no time for.
+
+        Args:
+            budget_s: The whole time of the request, in seconds.
+            left_s: What is left of it, in seconds.
+            priority: 0 is served first.
+
+        Raises:
+            QueueFullError: If no place is free.
+            OverloadedError: If its turn would come too late.
+        """
+        admission, queue = self._admission, self.queue
+        admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
+        queue.capacity = admission.capacity
+        n_waiting, n_ahead = queue.occupied, queue.ahead_of(priority)
+        refusal = admission.refuse(
+            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
+        )
+        if refusal is None:
+            return
+        # Not all at the same moment: who was refused together should not come back together.
+        retry_after_s = admission.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
+        if refusal is Refusal.FULL:
+            raise QueueFullError(self._spec.name, queue.capacity, retry_after_s)
+        raise OverloadedError(self._spec.name, admission.wait_s(n_ahead), retry_after_s)
+
+    def enter(self, job: Job, *, is_stream: bool) -> None:
         """
         Reserve a place for a job.
 
         Raises:
-            QueueFullError: If there is none.
+            QueueFullError: If no place is free.
+            OverloadedError: If its turn would come too late.
         """
-        self.queue.capacity = self._capacity()
-        if not self.queue.reserve():
-            raise QueueFullError(self._spec.name, self.queue.capacity)
+        # How long streams take is not known, so that they are refused by number only.
+        left_s = math.inf if is_stream else job.call.remaining_s
+        budget_s = math.inf if is_stream else job.timeout_s
+        self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
+        self.queue.reserve()
         self._reserved.add(job)
         self._jobs.add(job)
         self._idle.clear()
@@ -101,6 +137,11 @@ class Lane:
         self.batcher.close()
         await self.pool.close()
 
+    def refuse_waiting(self, error: MLServeError) -> None:
+        """Answer with an error whatever waits for a replica."""
+        for job in self.queue.clear():
+            job.fail(error)
+
     def _queue_prepared(self, job: Job, error: MLServeError | None) -> None:
         if error is not None:
             job.fail(error)
@@ -114,16 +155,6 @@ class Lane:
         if job in self._reserved:
             self._reserved.discard(job)
             self.queue.release()
-
-    def _capacity(self) -> int:
-        if self._spec.limits.max_queue_size != "auto":
-            return self._spec.limits.max_queue_size
-        return queue_capacity(
-            self.batcher.cost_model,
-            max_size=self._spec.batching.max_size,
-            n_replicas=max(1, self.pool.n_serving),
-            timeout_s=self._spec.limits.timeout_s,
-        )
 
     def __repr__(self) -> str:
         return f"<Lane {self.queue!r} {self.pool!r}>"

@@ -8,6 +8,7 @@ from tests.fake_time import run_with_clock
 
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
+from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.handler import Call
 from mlserve.job import Job
@@ -20,13 +21,13 @@ class FakeReplica:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self._done: Callable[[float], None] | None = None
+        self._done: Callable[[BatchReport], None] | None = None
 
     @property
     def is_busy(self) -> bool:
         return self._done is not None
 
-    def run(self, batch: list[Job], done: Callable[[float], None]) -> None:
+    def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         assert not self.is_busy
         self.batches.append([job.payload for job in batch])
         self._done = done
@@ -34,7 +35,7 @@ class FakeReplica:
     def finish(self, infer_s: float = 0.01) -> None:
         done, self._done = self._done, None
         assert done is not None
-        done(infer_s)
+        done(BatchReport(infer_s=infer_s))
 
 
 class FakePool:

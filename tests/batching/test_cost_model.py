@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlserve.batching.cost_model import CostModel, queue_capacity
@@ -113,6 +113,7 @@ def test_what_was_learnt_long_ago_fades() -> None:
     st.integers(1, 16),
     st.floats(0.01, 600) | st.just(math.inf),
 )
+@example(seen=[(1, 0.0)], max_size=513, n_replicas=1, timeout_s=1.0)
 def test_the_queues_capacity_is_at_least_eight_batches_and_at_most_4096(
     seen: list[tuple[int, float]], max_size: int, n_replicas: int, timeout_s: float
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlserve.batching.report import BatchReport
 from mlserve.contract import read_contract
 from mlserve.errors import (
     ConfigurationError,
@@ -47,7 +48,11 @@ class Bench:
         return job
 
     def infer(self, *payloads: Any) -> list[Outcome]:
-        return run_here(self.pipeline.infer([self.job(p) for p in payloads]), self.handler)
+        return self.run([self.job(payload) for payload in payloads])
+
+    def run(self, jobs: list[Job]) -> list[Outcome]:
+        self.report = BatchReport()
+        return run_here(self.pipeline.infer(jobs, self.report), self.handler)
 
     def finish(self, output: Any, payload: Any = 1) -> Any:
         return run_here(self.pipeline.finish(self.job(payload), output), self.handler)

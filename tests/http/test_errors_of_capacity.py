@@ -89,6 +89,51 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(gate: Gate) -> 
     assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
+def test_a_request_that_finds_no_room_is_refused_before_it_is_read(gate: Gate) -> None:
+    server = ModelServer().add("m", gated(gate), limits=Limits(max_queue_size=1))
+    model = server.model_for("m")
+
+    with TestClient(server.build()) as client, ThreadPoolExecutor(2) as pool:
+        running = pool.submit(client.post, PREDICT, json="infer")
+        assert gate.reached.wait(10)
+        waiting = pool.submit(client.post, PREDICT, json="x")
+        until(lambda: model.statistics().queued == 1)
+        refused = client.post(PREDICT, content=b"{no JSON", headers={"Content-Type": "text/plain"})
+        gate.opened.set()
+        answers = [running.result(10), waiting.result(10)]
+
+    error_of(refused, 503, "queue_full")
+    assert model.statistics().refused == 1
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+class Slow(ModelHandler[float, float]):
+    """Takes as long as it is told; one at a time."""
+
+    batching = Batching(max_size=1)
+
+    def infer(self, inputs: list[float]) -> list[float]:
+        threading.Event().wait(inputs[0])  # stands for a model that takes its time
+        return inputs
+
+
+def test_a_request_whose_turn_would_come_too_late_is_refused_at_once() -> None:
+    server = ModelServer().add("m", Slow)
+    model = server.model_for("m")
+
+    with TestClient(server.build()) as client, ThreadPoolExecutor(12) as pool:
+        for _ in range(5):
+            client.post(PREDICT, json=0.05)
+        waiting = [pool.submit(client.post, PREDICT, json=0.05) for _ in range(12)]
+        until(lambda: model.statistics().queued >= 8)
+        refused = client.post(PREDICT, json=0.05, headers=short(0.2))
+        answers = [future.result(10) for future in waiting]
+
+    error = error_of(refused, 503, "overloaded")
+    assert 0.05 < error["retry_after_s"] < 2
+    assert {answer.status_code for answer in answers} == {200}
+
+
 @pytest.mark.parametrize("stage", ["preprocess", "infer", "postprocess"])
 def test_a_deadline_names_the_stage_in_which_it_passed(gate: Gate, stage: str) -> None:
     server = ModelServer().add("m", gated(gate))

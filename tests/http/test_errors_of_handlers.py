@@ -86,7 +86,6 @@ HOOKS = ["preprocess", "cost", "batch_key", "infer", "postprocess", "stream"]
         OSError(2, "No such file", SECRET),
         KeyError(SECRET),
         StopIteration(SECRET),
-        MemoryError(SECRET),
         SystemExit(SECRET),
         KeyboardInterrupt(SECRET),
         RecursionError(SECRET),
@@ -108,6 +107,18 @@ def test_an_exception_of_a_hook_is_a_model_error_without_its_text(
     assert "Traceback" not in broken.text
     assert good.json() == {"text": "fine"}
     assert any(broken.headers["x-request-id"] in str(vars(r)) for r in caplog.records)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_lack_of_memory_for_one_request_alone_is_said_without_its_text(hook: str) -> None:
+    handler = type("Faulty", (Breakable,), {"fault": raising(MemoryError(SECRET))})
+    with TestClient(ModelServer().add("m", handler).build()) as client:
+        broken = ask(client, hook)
+        good = ask(client, "fine")
+
+    error_of(broken, 507, "out_of_memory")
+    assert SECRET not in broken.text
+    assert good.json() == {"text": "fine"}
 
 
 def test_sys_exit_in_infer_ends_one_request_and_not_the_server() -> None:

@@ -7,12 +7,14 @@ what to do: `queue` which requests, `policy` whether now.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mlserve.batching.cost_model import CostModel
+from mlserve.batching.memory_cap import MemoryCap
 from mlserve.batching.policy import ArrivalRate, Rule, Situation, hold_s, wait_for_arrivals
 from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
+from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.job import Job
 from mlserve.settings import Batching
@@ -25,8 +27,8 @@ logger = logging.getLogger(__name__)
 class BatchRunner(Protocol):
     """A replica as the batcher sees it."""
 
-    def run(self, batch: list[Job], done: Callable[[float], None]) -> None:
-        """Run a batch; call `done` on the event loop with the seconds that `infer` took."""
+    def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
+        """Run a batch; call `done` on the event loop with what became of it."""
 
 
 class Pool(Protocol):
@@ -59,8 +61,16 @@ class Batcher:
         clock: Callable[[], float],
     ) -> None:
         self.cost_model = CostModel()
+        self.n_batches = 0
+        """How many batches ran."""
         self.n_batched = 0
         """How many requests were in the batches that ran."""
+        self.n_splits = 0
+        """How often a failing batch was split."""
+        self.n_out_of_memory = 0
+        """How often memory ran out."""
+        self.cap = MemoryCap(batching.max_cost or batching.max_size)
+        """The largest batch that memory allows, in requests or in cost."""
         self._batching = batching
         self._pool = pool
         self._queue = queue
@@ -126,7 +136,19 @@ class Batcher:
         max_size = options.max_size
         if options.target_latency_s is not None:
             max_size = self.cost_model.largest_within(options.target_latency_s, max_size)
-        return BatchLimits(max_size=max_size, max_cost=options.max_cost, padded=options.padded)
+        max_cost = options.max_cost
+        if max_cost is None:
+            max_size = min(max_size, self.cap.limit)
+        else:
+            max_cost = self.cap.limit
+        return BatchLimits(max_size=max_size, max_cost=max_cost, padded=options.padded)
+
+    def _size_of(self, jobs: Sequence[Job]) -> int:
+        """Say how large a batch is in the unit of the cap."""
+        if self._batching.max_cost is None:
+            return len(jobs)
+        costs = [job.cost for job in jobs]
+        return max(costs) * len(costs) if self._batching.padded else sum(costs)
 
     def _wait_s(self, limits: BatchLimits, now: float) -> float:
         plan = self._queue.plan(limits, now)
@@ -155,12 +177,20 @@ class Batcher:
             job.times.queue_s = now - job.enqueued_at
             job.times.batch_size = len(batch)
 
-        def done(infer_s: float) -> None:
-            self._dispatch()
-            self.cost_model.observe(len(batch), infer_s)
-            self.n_batched += len(batch)
+        runner.run(batch, lambda report: self._note_done(batch, report))
 
-        runner.run(batch, done)
+    def _note_done(self, batch: list[Job], report: BatchReport) -> None:
+        if report.too_large:
+            self.cap.lower(self._size_of(report.too_large))
+        self._dispatch()
+        self.n_batched += len(batch)
+        self.n_batches += 1
+        self.n_splits += report.n_splits
+        self.n_out_of_memory += report.n_out_of_memory
+        if not report.n_splits:  # what was run several times says nothing of what it costs
+            self.cost_model.observe(len(batch), report.infer_s)
+            if not report.has_failed:
+                self.cap.note_fit(self._size_of(batch))
 
     def __repr__(self) -> str:
         return f"<Batcher {self._queue!r}>"

@@ -79,6 +79,6 @@ def queue_capacity(
         return 1024
     duration_s = cost.predict(max_size)
     if duration_s <= 0:
-        return 4096
+        return max(4096, 8 * max_size)
     served = n_replicas * max_size / duration_s * timeout_s / 3
     return int(max(8 * max_size, min(4096, served)))

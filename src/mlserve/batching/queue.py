@@ -107,6 +107,13 @@ class RequestQueue(Generic[ItemT]):
         """How many places are filled or reserved."""
         return self._n_items + self._reserved
 
+    def ahead_of(self, priority: int) -> int:
+        """Say how many would be served before a new item; reserved places count as such."""
+        if all(level <= priority for level in self._lanes):
+            return self.occupied
+        lanes = (self._lanes[level] for level in self._lanes if level <= priority)
+        return self._reserved + sum(len(lane) for keys in lanes for lane in keys.values())
+
     def reserve(self) -> bool:
         """Take a place; `False` if there is none."""
         if self.occupied >= self.capacity:
@@ -164,7 +171,9 @@ class RequestQueue(Generic[ItemT]):
         if anchor is None:
             return Plan([], is_full=False, dead=dead)
         alive = self._alive(anchor.key, now, dead)
-        batch, is_full = (_fill_padded if limits.padded else _fill)(anchor, alive, limits)
+        batch, is_full = (
+            _fill_padded(anchor, alive, limits) if limits.padded else _fill(alive, limits)
+        )
         return Plan(batch, is_full, dead)
 
     def take(self, limits: BatchLimits, now: float) -> Plan[ItemT]:
@@ -219,7 +228,7 @@ def _is_dead(item: Queued, now: float) -> bool:
     return item.abandoned or item.deadline <= now
 
 
-def _fill(anchor: ItemT, alive: Iterator[ItemT], limits: BatchLimits) -> tuple[list[ItemT], bool]:
+def _fill(alive: Iterator[ItemT], limits: BatchLimits) -> tuple[list[ItemT], bool]:
     """Take from the front while size and summed cost allow; what comes later never overtakes."""
     batch: list[ItemT] = []
     total = 0

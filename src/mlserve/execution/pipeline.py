@@ -4,20 +4,25 @@ The stages of a request: prepare, infer, finish; and those of a replica: load an
 Whatever a hook raises ends here: it becomes the error of the requests that it belongs to.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from mlserve.batching.queue import BatchLimits, RequestQueue
+from mlserve.batching.report import BatchReport
 from mlserve.contract import Contract
 from mlserve.errors import (
+    AbandonedError,
     CapacityError,
     InvalidInputError,
     MLServeError,
     ModelError,
     ModelOutputError,
+    OutOfMemoryError,
 )
+from mlserve.execution.recovery import free_memory, is_out_of_memory, let_go
 from mlserve.execution.stages import Stage, Step
 from mlserve.handler import Call
 from mlserve.job import Job
@@ -29,10 +34,13 @@ logger = logging.getLogger(__name__)
 
 # What a hook may raise for its client to read: its own words, or that another model is busy.
 _FOR_CLIENTS = (InvalidInputError, CapacityError)
+# What a model that works may do to a request is not among them: refuse it.
+_OWN_FAULTS = (ModelError, OutOfMemoryError)
 
 Outcome = Any
 """An output of `infer`, or the `MLServeError` that stands in its place."""
 
+_ONE_AT_A_TIME = Batching(max_size=1)
 _NOT_A_BATCH = (str, bytes, Mapping, Set)
 
 
@@ -97,13 +105,23 @@ class Pipeline:
         finally:
             job.times.preprocess_s = self.clock() - started
 
-    def infer(self, jobs: list[Job]) -> Stage[list[Outcome]]:
+    def infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         """
         Run the model on a batch and give one outcome per job.
 
         When `infer` raises, the batch is split in halves until the guilty request stands alone,
-        unless the handler is not idempotent.
+        unless the handler is not idempotent; requests that nobody waits for any more are left out.
+        When memory runs out, it is freed before each half.
+
+        Args:
+            jobs: The batch.
+            report: Notes what happened on the way.
         """
+        outcomes = yield from self._infer(jobs, report)
+        report.has_failed = all(isinstance(outcome, _OWN_FAULTS) for outcome in outcomes)
+        return outcomes
+
+    def _infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         try:
             outputs = yield self._infer_step(jobs)
             outcomes = self._one_per_job(outputs, len(jobs))
@@ -111,17 +129,42 @@ class Pipeline:
             logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
             return [exc] * len(jobs)
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
-            if len(jobs) > 1 and self.contract.handler_class.idempotent:
-                middle = len(jobs) // 2
-                first = yield from self.infer(jobs[:middle])
-                return first + (yield from self.infer(jobs[middle:]))
-            return [as_model_error(exc, "infer", self.name, jobs[0])] * len(jobs)
-        return [
-            as_model_error(outcome, "infer", self.name, job)
-            if isinstance(outcome, BaseException)
-            else outcome
-            for job, outcome in zip(jobs, outcomes, strict=True)
-        ]
+            is_splittable = len(jobs) > 1 and self.contract.handler_class.idempotent
+            is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
+            error = None if is_splittable else as_model_error(exc, "infer", self.name, jobs[0])
+            if is_memory:
+                self._note_out_of_memory(exc, jobs, report)
+        else:
+            return [
+                as_model_error(outcome, "infer", self.name, job)
+                if isinstance(outcome, BaseException)
+                else outcome
+                for job, outcome in zip(jobs, outcomes, strict=True)
+            ]
+        # Out of the `except` block: its exception held the tensors that were too many.
+        if is_memory:
+            free_memory()
+        if error is not None:
+            return [error] * len(jobs)
+        report.n_splits += 1
+        middle = len(jobs) // 2
+        first = yield from self._infer_wanted(jobs[:middle], report)
+        return first + (yield from self._infer_wanted(jobs[middle:], report))
+
+    def _infer_wanted(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
+        """Run a part of a batch, without those whose callers have left or run out of time."""
+        is_wanted = [not job.abandoned for job in jobs]  # another thread may change it any time
+        wanted = list(itertools.compress(jobs, is_wanted))
+        outcomes = iter((yield from self._infer(wanted, report)) if wanted else ())
+        return [next(outcomes) if wanted else AbandonedError() for wanted in is_wanted]
+
+    def _note_out_of_memory(self, error: Exception, jobs: list[Job], report: BatchReport) -> None:
+        about = {"model": self.name, "batch_size": len(jobs)}
+        logger.warning("infer.memory.exhausted", extra=about)
+        let_go(error)
+        report.n_out_of_memory += 1
+        if len(jobs) > 1 and not 0 < len(report.too_large) <= len(jobs):
+            report.too_large = jobs
 
     def finish(self, job: Job, output: Any) -> Stage[Any]:
         """
@@ -157,6 +200,18 @@ class Pipeline:
         if hooks["warmup"].overridden:
             yield Step(hooks["warmup"])
             return 1
+        return (yield from self.try_examples(batching))
+
+    def try_examples(self, batching: Batching = _ONE_AT_A_TIME) -> Stage[int]:
+        """
+        Run the handler's examples through the whole pipeline, and say how many there are.
+
+        What a hook raises passes through.
+
+        Args:
+            batching: How large a batch they fill at most; one request alone is always run.
+        """
+        hooks = self.contract.hooks
         examples = list((yield Step(hooks["examples"])))
         if not examples:
             return 0
@@ -181,7 +236,8 @@ class Pipeline:
             queue.put(job)
         limits = BatchLimits(max_size=size, max_cost=batching.max_cost, padded=batching.padded)
         batch = queue.take(limits, self.clock()).batch
-        for job, outcome in zip(batch, (yield from self.infer(batch)), strict=True):
+        outcomes = yield from self.infer(batch, BatchReport())
+        for job, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, MLServeError):
                 raise outcome
             yield from self.finish(job, outcome)
@@ -228,7 +284,7 @@ def as_model_error(
     if isinstance(error, (*_FOR_CLIENTS, ModelOutputError)):
         return error
     logger.error("hook.%s.failed", hook, exc_info=error, extra=_about(name, job))
-    return ModelError()
+    return OutOfMemoryError(name) if is_out_of_memory(error) else ModelError()
 
 
 def _step(hook: Any, job: Job) -> Step:

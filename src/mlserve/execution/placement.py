@@ -9,7 +9,7 @@ from mlserve.errors import ConfigurationError
 from mlserve.execution.devices import device_of
 from mlserve.execution.pipeline import Pipeline
 from mlserve.execution.pool import ReplicaPool
-from mlserve.execution.thread import ThreadReplica
+from mlserve.execution.thread import OnReport, ThreadReplica
 from mlserve.execution.worker import Mailbox
 from mlserve.handler import Context
 from mlserve.spec import Factory, ModelSpec
@@ -59,9 +59,10 @@ class ThreadPlacement:
         pipeline = Pipeline(contract, self._spec.name, self._clock)
         make_handler = factory or self._spec.factory
 
-        def make(number: int) -> ThreadReplica:
+        def make(number: int, on_report: OnReport) -> ThreadReplica:
             mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
-            return ThreadReplica(make_handler(), pipeline, self._context(number), mailbox)
+            context = self._context(number)
+            return ThreadReplica(make_handler(), pipeline, context, mailbox, on_report)
 
         return ReplicaPool(make, self._spec.replicas, self._spec.batching, self._on_change)
 

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mlserve.execution.thread import Prepared, ThreadReplica
+from mlserve.batching.report import BatchReport
+from mlserve.execution.breaker import Breaker
+from mlserve.execution.thread import OnReport, Prepared, ThreadReplica
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
 from mlserve.settings import Batching, Replicas
@@ -27,7 +29,8 @@ class ReplicaPool:
     All replicas of one model.
 
     Args:
-        make: Makes the replica of a number, on its device; called again to replace it.
+        make: Makes the replica of a number, on its device, which tells what became of each
+            batch; called again to replace it.
         options: How many there are and how they are restarted.
         batching: For warm-up.
         on_change: Called when a replica gets free, is lost or comes back.
@@ -35,7 +38,7 @@ class ReplicaPool:
 
     def __init__(
         self,
-        make: Callable[[int], ThreadReplica],
+        make: Callable[[int, OnReport], ThreadReplica],
         options: Replicas,
         batching: Batching,
         on_change: Callable[[], None],
@@ -50,6 +53,9 @@ class ReplicaPool:
         self._waiting_prepares: deque[tuple[Job, Prepared]] = deque()
         self._waiting_streams: deque[tuple[Job, Channel[Any], Callable[[], None]]] = deque()
         self._tasks = TaskSet()
+        self._breakers: dict[ThreadReplica, Breaker] = {}
+        self.is_broken = False
+        """Whether every replica fails on the handler's own examples."""
         self.reason: str | None = None
         """Why the last replica was lost, for `/ready`; never an exception's text."""
 
@@ -63,7 +69,7 @@ class ReplicaPool:
         Raises:
             Exception: What the first failing replica raised.
         """
-        self._replicas = [self._make(number) for number in range(self._options.count)]
+        self._replicas = [self._make_replica(number) for number in range(self._options.count)]
         starts = (replica.start(self._batching, on_warming) for replica in self._replicas)
         results = await asyncio.gather(*starts, return_exceptions=True)
         for result in results:
@@ -140,6 +146,47 @@ class ReplicaPool:
             replica = min(free, key=lambda candidate: candidate.n_streams)
             replica.open_stream(job, channel, self._start_streams)
 
+    def _make_replica(self, number: int) -> ThreadReplica:
+        replica = self._make(number, self._note_report)
+        self._breakers[replica] = Breaker(self._options.restart)
+        return replica
+
+    def _note_report(self, replica: ThreadReplica, report: BatchReport) -> None:
+        breaker = self._breakers.get(replica)
+        if breaker is not None and breaker.note(has_failed=report.has_failed):
+            self._tasks.spawn(self._judge(replica, breaker))
+
+    async def _judge(self, replica: ThreadReplica, breaker: Breaker) -> None:
+        """Let the handler's own examples say whether a replica is broken, until it is not."""
+        while not await self._passes(replica):
+            wait_s = breaker.open()
+            if replica in self._serving:
+                number = replica.context.replica
+                self.reason = f"replica {number} fails on the handler's own examples"
+                logger.error("replica.breaker.opened", extra={"replica": number})
+                self._serving.remove(replica)
+                self.is_broken = not self._serving
+                self._on_change()
+            await asyncio.sleep(wait_s)
+            if replica not in self._replicas:
+                return  # replaced meanwhile
+        if breaker.is_open:
+            breaker.close()
+            self._serving.append(replica)
+            self.is_broken = False
+            logger.warning("replica.breaker.closed", extra={"replica": replica.context.replica})
+            self._on_change()
+            self._resume()
+
+    async def _passes(self, replica: ThreadReplica) -> bool:
+        """Try the examples; a handler without any is given the benefit of the doubt."""
+        try:
+            await replica.try_examples()
+        except Exception as exc:
+            logger.error("replica.examples.failed", exc_info=exc)
+            return False
+        return True
+
     async def _keep_healthy(self, number: int, period_s: float) -> None:
         while True:
             await asyncio.sleep(period_s)
@@ -153,12 +200,14 @@ class ReplicaPool:
     async def _replace(self, number: int, ailing: ThreadReplica) -> None:
         """Drain and unload a replica, and bring up another one in its place."""
         self.reason = f"replica {number} is unhealthy and being restarted"
-        self._serving.remove(ailing)
+        if ailing in self._serving:  # its breaker may have opened already
+            self._serving.remove(ailing)
         self._on_change()
         await ailing.close()
         replica = await self._restart(number)
         logger.warning("replica.restart.completed", extra={"replica": number})
         self._serving.append(replica)
+        self.is_broken = False
         self._on_change()
         self._resume()
 
@@ -166,7 +215,8 @@ class ReplicaPool:
         """Load a replica until that succeeds, with growing pauses in between."""
         wait_s = self._options.restart.backoff_s
         for attempt in itertools.count(1):
-            replica = self._make(number)
+            replica = self._make_replica(number)
+            self._breakers.pop(self._replicas[number], None)
             self._replicas[number] = replica
             try:
                 await replica.start(self._batching, _nothing)

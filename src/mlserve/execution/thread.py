@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from mlserve.batching.report import BatchReport
 from mlserve.errors import MLServeError
 from mlserve.execution.pipeline import Outcome, Pipeline, as_model_error
 from mlserve.execution.stages import run_here, run_mixed
@@ -24,7 +25,7 @@ from mlserve.job import Job
 from mlserve.settings import Batching
 from mlserve.streaming import Channel
 
-__all__ = ["Prepared", "ThreadReplica"]
+__all__ = ["OnReport", "Prepared", "ThreadReplica"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class ThreadReplica:
         pipeline: The stages that call its hooks.
         context: Where it runs; becomes `handler.context`.
         mailbox: The way back to the event loop.
+        on_report: Told, on the event loop, what became of each batch.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ThreadReplica:
         pipeline: Pipeline,
         context: Context,
         mailbox: Mailbox,
+        on_report: "OnReport",
     ) -> None:
         self.context = context
         self.n_in_hooks = 0
@@ -60,6 +63,7 @@ class ThreadReplica:
         self._handler = handler
         self._pipeline = pipeline
         self._mailbox = mailbox
+        self._on_report = on_report
         name = f"mlserve-{context.name}-{context.replica}"
         self._main = Worker(name, mailbox)
         self._side = Worker(f"{name}-hooks", mailbox)
@@ -101,8 +105,8 @@ class ThreadReplica:
         else:
             self._tasks.spawn(self._prepare_mixed(job, then))
 
-    def run(self, batch: list[Job], done: Callable[[float], None]) -> None:
-        """Run a batch; `done` gets the seconds that `infer` took, before the answers are there."""
+    def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
+        """Run a batch; `done` is told what became of it, before the answers are there."""
         self.is_busy = True
         self._note_idle()
         if self._pipeline.contract.hooks["infer"].is_async:
@@ -154,6 +158,18 @@ class ThreadReplica:
             await self._handler.health()
         elif hook.overridden:
             await self._main.call(self._handler.health)
+
+    async def try_examples(self) -> int:
+        """
+        Run the handler's examples through the pipeline, between two batches.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            Exception: What a hook raised: the replica is broken.
+        """
+        return int(await self._run_stage(self._pipeline.try_examples()))
 
     async def wait_idle(self) -> None:
         """Wait until no hook of any request runs."""
@@ -214,21 +230,23 @@ class ThreadReplica:
         self._note_idle()
         then(job, error)
 
-    def _infer_here(self, batch: list[Job], done: Callable[[float], None]) -> None:
-        started = self._pipeline.clock()
+    def _infer_here(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
+        started, report = self._pipeline.clock(), BatchReport()
         outcomes = self._guarded(
-            batch, lambda: run_here(self._pipeline.infer(batch), self._handler)
+            batch, lambda: run_here(self._pipeline.infer(batch, report), self._handler)
         )
-        infer_s = self._pipeline.clock() - started
-        self._mailbox.post(self._inferred, batch, outcomes, infer_s, done)
+        report.infer_s = self._pipeline.clock() - started
+        self._mailbox.post(self._inferred, batch, outcomes, report, done)
 
-    async def _infer_mixed(self, batch: list[Job], done: Callable[[float], None]) -> None:
-        started = self._pipeline.clock()
+    async def _infer_mixed(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
+        started, report = self._pipeline.clock(), BatchReport()
+        stage = self._pipeline.infer(batch, report)
         try:
-            outcomes = await run_mixed(self._pipeline.infer(batch), self._handler, self._main)
+            outcomes = await run_mixed(stage, self._handler, self._main)
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
             outcomes = [as_model_error(exc, "infer", self.context.name)] * len(batch)
-        self._inferred(batch, outcomes, self._pipeline.clock() - started, done)
+        report.infer_s = self._pipeline.clock() - started
+        self._inferred(batch, outcomes, report, done)
 
     def _guarded(self, batch: list[Job], run: Callable[[], list[Outcome]]) -> list[Outcome]:
         """Give an outcome for every job whatever happens: a lost one would hang its client."""
@@ -241,15 +259,16 @@ class ThreadReplica:
         self,
         batch: list[Job],
         outcomes: list[Outcome],
-        infer_s: float,
-        done: Callable[[float], None],
+        report: BatchReport,
+        done: Callable[[BatchReport], None],
     ) -> None:
         self.is_busy = False
         for job in batch:
-            job.times.infer_s = infer_s
+            job.times.infer_s = report.infer_s
             job.stage = "postprocess"
         try:
-            done(infer_s)
+            self._on_report(self, report)
+            done(report)
         except Exception:  # the answers must follow whatever happens
             logger.exception("batch.dispatch.failed", extra={"model": self.context.name})
         postprocess = self._pipeline.contract.hooks["postprocess"]
@@ -309,6 +328,10 @@ class ThreadReplica:
             f"<ThreadReplica {self.context.replica} on {self.context.device}: {state},"
             f" {self.n_in_hooks} in hooks, {self.n_streams} streams>"
         )
+
+
+OnReport = Callable[[ThreadReplica, BatchReport], None]
+"""Takes what became of a batch."""
 
 
 def _nothing() -> None:

@@ -35,7 +35,7 @@ class PredictEndpoint:
     async def __call__(self, request: Request) -> Response:
         """Read, run and answer one request."""
         engine = self._model.engine
-        job = await new_job(request, self._model, self._settings, engine.spec.limits.timeout_s)
+        job = await new_job(request, self._model, self._settings, is_stream=False)
         with DisconnectWatch(request, lambda: engine.abandon(job)):
             value = await engine.predict(job)
         if isinstance(value, Binary):
@@ -44,7 +44,7 @@ class PredictEndpoint:
 
 
 async def new_job(
-    request: Request, model: Model, settings: ServerSettings, timeout_s: float
+    request: Request, model: Model, settings: ServerSettings, *, is_stream: bool
 ) -> Job:
     """
     Read and validate a request and make the job of it.
@@ -53,15 +53,17 @@ async def new_job(
         request: The request; its body has not been read.
         model: Whose request it is.
         settings: The server's settings.
-        timeout_s: The longest budget in seconds; a header may shorten it.
+        is_stream: Whether it asks for a stream.
 
     Raises:
         RequestError: If it is malformed.
+        CapacityError: If there is no room for it; its body has not been read then.
     """
     exchange: Exchange = request.scope[EXCHANGE]
     contract, limits = model.engine.spec.contract, model.engine.spec.limits
-    budget_s = _budget_s(request, timeout_s)
+    budget_s = _budget_s(request, limits.stream_timeout_s if is_stream else limits.timeout_s)
     priority = _priority(request) if limits.priorities else 0
+    model.engine.require_room(math.inf if is_stream else budget_s, priority)
     if request.method == "GET":
         await read_body(request, settings.body_timeout_s)  # discarded: the query says it all
         payload = parse_query(contract.request, request)

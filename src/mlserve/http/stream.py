@@ -32,8 +32,7 @@ class StreamEndpoint:
         """Read one request, wait for its first chunk and begin the answer."""
         engine = self._model.engine
         encode = engine.spec.contract.chunk.encode
-        timeout_s = engine.spec.limits.stream_timeout_s
-        job = await new_job(request, self._model, self._settings, timeout_s)
+        job = await new_job(request, self._model, self._settings, is_stream=True)
         exchange: Exchange = request.scope[EXCHANGE]
 
         def encode_error(error: MLServeError) -> bytes:

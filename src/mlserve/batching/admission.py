@@ -1,0 +1,96 @@
+"""Whether a request may wait, from what batches were measured to cost. Pure."""
+
+from enum import Enum
+
+from mlserve.batching.cost_model import CostModel, queue_capacity
+
+__all__ = ["Admission", "Refusal"]
+
+_SHARE = 3  # what is admitted by itself should be served in a third of its time
+_LEAST_BATCHES = 8
+_SHORTEST_S, _LONGEST_S = 0.1, 60.0
+
+
+class Refusal(Enum):
+    """Why a request may not wait."""
+
+    FULL = "full"
+    """As many wait as may wait at all."""
+    TOO_LATE = "too late"
+    """Its own time would be over, or nearly so, before its turn."""
+
+
+class Admission:
+    """
+    Bounds the queue by number and by time.
+
+    Args:
+        max_queue_size: The bound by number; `None` = what is served in a third of `timeout_s`.
+        timeout_s: The longest budget of a request, in seconds.
+        max_size: How many requests a batch holds at most.
+    """
+
+    def __init__(self, max_queue_size: int | None, timeout_s: float, max_size: int) -> None:
+        self._max_queue_size = max_queue_size
+        self._timeout_s = timeout_s
+        self._max_size = max_size
+        self._learned_from: tuple[int, int] | None = None
+        self._batch_s = 0.0
+        self._n_replicas = 1
+        self.capacity = 0
+        """How many requests may wait."""
+
+    def learn(self, cost: CostModel, n_replicas: int) -> None:
+        """Look at what batches have cost so far; cheap when nothing is new."""
+        state = (cost.n_observed, n_replicas)
+        if state == self._learned_from:
+            return
+        self._learned_from = state
+        self._n_replicas = n_replicas
+        self._batch_s = cost.predict(self._max_size) if cost.is_known else 0.0
+        self.capacity = (
+            queue_capacity(
+                cost,
+                max_size=self._max_size,
+                n_replicas=n_replicas,
+                timeout_s=self._timeout_s,
+            )
+            if self._max_queue_size is None
+            else self._max_queue_size
+        )
+
+    def wait_s(self, n_ahead: int) -> float:
+        """Say how long the full batches ahead will take at least; 0 when nothing is known."""
+        return n_ahead // self._max_size * self._batch_s / self._n_replicas
+
+    def refuse(
+        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float
+    ) -> Refusal | None:
+        """
+        Say whether a request has to be refused.
+
+        Args:
+            n_waiting: How many requests wait.
+            n_ahead: How many of them will be served first.
+            budget_s: The whole time of this request, in seconds.
+            left_s: What is left of it, in seconds.
+        """
+        if n_waiting >= self.capacity:
+            return Refusal.FULL
+        wait_s = self.wait_s(n_ahead)
+        if wait_s > left_s:
+            return Refusal.TOO_LATE
+        is_short = n_ahead < _LEAST_BATCHES * self._max_size
+        if self._max_queue_size is None and not is_short and wait_s > budget_s / _SHARE:
+            return Refusal.TOO_LATE
+        return None
+
+    def retry_after_s(self, n_waiting: int) -> float:
+        """Say when half of what waits will have been served, in seconds; 1 when unknown."""
+        if self._batch_s == 0:
+            return 1.0
+        half_s = n_waiting / 2 / self._max_size * self._batch_s / self._n_replicas
+        return min(max(half_s, _SHORTEST_S), _LONGEST_S)
+
+    def __repr__(self) -> str:
+        return f"<Admission of {self.capacity}, {self._batch_s:.3g} s a batch>"
