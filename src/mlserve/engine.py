@@ -7,7 +7,6 @@ file runs on the event loop.
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -28,12 +27,13 @@ from mlserve.execution.placement import ThreadPlacement
 from mlserve.job import FutureSink, Job
 from mlserve.lane import Lane
 from mlserve.lifecycle import Lifecycle, ModelState
+from mlserve.observability.loggers import get_logger
 from mlserve.spec import Factory, ModelSpec
 from mlserve.streaming import Channel, ChannelSink, ModelStream
 
 __all__ = ["Engine", "Statistics"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _UNLOAD_AFTER_FAILURE_S = 5.0
 

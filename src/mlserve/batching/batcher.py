@@ -6,7 +6,6 @@ what to do: `queue` which requests, `policy` whether now.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -17,11 +16,12 @@ from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
 from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching
 
 __all__ = ["BatchRunner", "Batcher", "Pool"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class BatchRunner(Protocol):

@@ -5,7 +5,6 @@ Whatever a hook raises ends here: it becomes the error of the requests that it b
 """
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Mapping, Set
 from typing import Any
@@ -26,11 +25,12 @@ from mlserve.execution.recovery import free_memory, is_out_of_memory, let_go
 from mlserve.execution.stages import Stage, Step
 from mlserve.handler import Call
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching
 
 __all__ = ["Outcome", "Pipeline", "as_model_error"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # What a hook may raise for its client to read: its own words, or that another model is busy.
 _FOR_CLIENTS = (InvalidInputError, CapacityError)

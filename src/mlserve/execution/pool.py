@@ -6,7 +6,6 @@ Lives on the event loop.
 
 import asyncio
 import itertools
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +15,13 @@ from mlserve.execution.breaker import Breaker
 from mlserve.execution.thread import OnReport, Prepared, ThreadReplica
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching, Replicas
 from mlserve.streaming import Channel
 
 __all__ = ["ReplicaPool"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ReplicaPool:

@@ -6,7 +6,6 @@ client: it is closed at its next `yield`, never from outside.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,12 @@ from mlserve.errors import MLServeError, ModelOutputError
 from mlserve.execution.pipeline import Pipeline, as_model_error
 from mlserve.execution.stages import as_exception
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 from mlserve.streaming import Channel
 
 __all__ = ["run_async_stream", "run_stream"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def run_stream(

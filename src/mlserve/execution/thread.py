@@ -8,7 +8,6 @@ event loop.
 """
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +21,13 @@ from mlserve.execution.stream_runner import run_async_stream, run_stream
 from mlserve.execution.worker import Mailbox, TaskSet, Worker
 from mlserve.handler import Context, ModelHandler
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching
 from mlserve.streaming import Channel
 
 __all__ = ["OnReport", "Prepared", "ThreadReplica"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Prepared = Callable[[Job, MLServeError | None], None]
 """Takes a job that was preprocessed, or that could not be."""
@@ -212,8 +212,8 @@ class ThreadReplica:
         if not job.abandoned:
             try:
                 run_here(self._pipeline.prepare(job), self._handler)
-            except MLServeError as exc:
-                error = exc
+            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+                error = self._as_error(exc, "preprocess", job)
         self._mailbox.post(self._prepared, job, then, error)
 
     async def _prepare_mixed(self, job: Job, then: Prepared) -> None:
@@ -221,8 +221,8 @@ class ThreadReplica:
         if not job.abandoned:
             try:
                 await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
-            except MLServeError as exc:
-                error = exc
+            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+                error = self._as_error(exc, "preprocess", job)
         self._prepared(job, then, error)
 
     def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
@@ -294,8 +294,8 @@ class ThreadReplica:
             return None, None
         try:
             return run_here(self._pipeline.finish(job, outcome), self._handler), None
-        except MLServeError as exc:
-            return None, exc
+        except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+            return None, self._as_error(exc, "postprocess", job)
 
     async def _finish_mixed(self, job: Job, outcome: Outcome) -> None:
         error = outcome if isinstance(outcome, MLServeError) else None
@@ -304,9 +304,14 @@ class ThreadReplica:
             try:
                 stage = self._pipeline.finish(job, outcome)
                 value = await run_mixed(stage, self._handler, self._side)
-            except MLServeError as exc:
-                error = exc
+            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+                error = self._as_error(exc, "postprocess", job)
         self._answer(job, value, error)
+
+    def _as_error(self, error: Exception, hook: str, job: Job) -> MLServeError:
+        if isinstance(error, MLServeError):
+            return error
+        return as_model_error(error, hook, self.context.name, job)
 
     def _answer(self, job: Job, value: Any, error: MLServeError | None) -> None:
         self.n_in_hooks -= 1

@@ -5,16 +5,17 @@ A worker's thread is a daemon: a hook that never returns must not keep the proce
 """
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from mlserve.observability.loggers import get_logger
+
 __all__ = ["Mailbox", "TaskSet", "Worker"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 

@@ -5,7 +5,6 @@ The functions made here are never called; FastAPI reads their signatures.
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Set
 from dataclasses import is_dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ from typing_extensions import get_type_hints, is_typeddict
 from mlserve.contract import Contract
 from mlserve.http.errors import documented_errors
 from mlserve.http.schemas import ErrorBody
+from mlserve.observability.loggers import get_logger
 from mlserve.spec import ModelSpec
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "takes_query",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SCALARS = (str, int, float, bool)
 

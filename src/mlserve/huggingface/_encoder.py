@@ -1,6 +1,5 @@
 """What the handlers for encoders share: a text to tokens, a batch of tokens through the model."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,10 +13,11 @@ from mlserve.errors import ConfigurationError, InvalidInputError
 from mlserve.handler import Context
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import resolve_dtype
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["MAX_CHARACTERS", "Encoder", "Text", "Tokens", "pad_batch", "resolve_max_length"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_CHARACTERS = 32_768
 """The longest text that is taken; bounds the time that one request spends in the tokenizer."""

@@ -1,6 +1,5 @@
 """Text in, vector out: the handler for sentence encoders."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,10 +20,11 @@ from mlserve.huggingface._devices import (
     encoder_replicas,
 )
 from mlserve.huggingface._encoder import Encoder, Text, Tokens
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["Embedding", "EmbeddingRequest", "TextEmbedding", "cls_pooling", "mean_pooling"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class EmbeddingRequest(BaseModel):
