@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import pytest
+from tests.http.waiting import until
 
 from mlserve import (
     Batching,
@@ -56,8 +57,7 @@ async def fail(model: Model, n: int, value: int = 1) -> None:
 
 
 async def state(model: Model, wanted: str) -> None:
-    while model.state != wanted:
-        await asyncio.sleep(0.001)
+    await asyncio.to_thread(until, lambda: model.state == wanted)
 
 
 def test_a_model_that_fails_on_its_own_examples_is_taken_out_and_brought_back() -> None:
@@ -148,8 +148,7 @@ def test_a_broken_replica_leaves_the_work_to_the_others() -> None:
             assert [await model.predict(number) for number in range(20)] == list(range(20))
             assert model.state == "ready"
             OneBreaks.broken.clear()
-            while model.statistics().replicas == 1:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: model.statistics().replicas == 2)
 
     run(scenario())
 

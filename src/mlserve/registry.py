@@ -40,10 +40,13 @@ class Registry:
         """Whether the shutdown waits no longer for requests in flight."""
         self.is_running = False
         """Whether the models are loading, loaded or being unloaded."""
+        self.is_supervised = False
+        """Whether who runs the server begins the drain; else the application looks for signals."""
         self.loaded = threading.Event()
         """Set once every model is loaded or has failed; any thread may wait for it."""
         self._models: dict[str, dict[str, Model]] = {}
         self._loads = TaskSet()
+        self._hurried = asyncio.Event()
 
     def add(self, model: Model) -> None:
         """
@@ -118,6 +121,7 @@ class Registry:
         self.is_draining = False
         self.is_running = True
         self.loaded.clear()
+        self._hurried = asyncio.Event()
         self._loads = loads = TaskSet()
         wait_s = self.settings.startup_wait_s if wait_s is None else wait_s
         try:
@@ -133,7 +137,19 @@ class Registry:
     async def _stop_all(self, loads: TaskSet) -> None:
         self.begin_drain()
         await loads.close()
-        drain_s = 0.0 if self.is_hurried else self.settings.drain_s
+        tasks = TaskSet()
+        stop = tasks.spawn(self._stop_engines(self.settings.drain_s))
+        hurried = tasks.spawn(self._hurried.wait())
+        try:
+            await asyncio.wait((stop, hurried), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.close()
+        if stop.cancelled():
+            await self._stop_engines(0.0)
+        else:
+            stop.result()
+
+    async def _stop_engines(self, drain_s: float) -> None:
         await asyncio.gather(*(model.engine.stop(drain_s) for model in self))
 
     def begin_drain(self) -> None:
@@ -146,6 +162,8 @@ class Registry:
         """
         Refuse new work and wait for what is in flight; after `drain_s` the rest is answered.
 
+        Models that are still loading are not waited for.
+
         For who runs the server: connections end only once their requests are answered, and the
         server leaves `running` only once its connections have ended.
         """
@@ -156,6 +174,7 @@ class Registry:
     async def hurry(self) -> None:
         """End the drain at once: what is in flight is answered with `draining`."""
         self.is_hurried = True
+        self._hurried.set()
         self.begin_drain()
         await asyncio.gather(*(model.engine.drain(0.0) for model in self))
 
@@ -165,8 +184,10 @@ class Registry:
             self.loaded.set()
             return
         done, late = await asyncio.wait(tasks, timeout=None if math.isinf(wait_s) else wait_s)
-        errors = [error for task in done if (error := task.result()) is not None]
-        if errors and self.settings.on_load_failure == "exit":
+        # A shutdown ends the loads: nobody failed then, and the server ends as it does at any time.
+        ended = [task for task in done if not task.cancelled()]
+        errors = [error for task in ended if (error := task.result()) is not None]
+        if errors and self.settings.on_load_failure == "exit" and not self.is_draining:
             raise errors[0]
         for task in late:
             task.add_done_callback(self._note_late)

@@ -1,7 +1,7 @@
 """A log that raises: every request is answered all the same, and the model stays free."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -30,44 +30,54 @@ def broken_log() -> Iterator[None]:
     log.setLevel(level)
 
 
+def fail_if(hook: str, value: str) -> str:
+    if value == hook:
+        raise KeyError("secret")
+    return value
+
+
 class Breakable(ModelHandler[str, str]):
     """Fails in the hook that the request names."""
 
     batching = Batching(max_size=4)
 
     def preprocess(self, request: str) -> str:
-        return self._pass("preprocess", request)
+        return fail_if("preprocess", request)
 
     def infer(self, inputs: list[str]) -> list[str]:
-        return [self._pass("infer", value) for value in inputs]
+        return [fail_if("infer", value) for value in inputs]
 
     def postprocess(self, output: str) -> str:
-        return self._pass("postprocess", output)
+        return fail_if("postprocess", output)
 
     def stream(self, item: str) -> Iterator[str]:
-        yield self._pass("stream", item)
-
-    def _pass(self, hook: str, value: str) -> str:
-        if value == hook:
-            raise KeyError("secret")
-        return value
+        yield fail_if("stream", item)
 
 
-class Async(Breakable):
-    async def infer(self, inputs: list[str]) -> list[str]:
-        return super().infer(inputs)
+class Async(ModelHandler[str, str]):
+    """The same, on the event loop."""
 
-    async def postprocess(self, output: str) -> str:
-        return super().postprocess(output)
+    batching = Batching(max_size=4)
 
     async def preprocess(self, request: str) -> str:
-        return super().preprocess(request)
+        return fail_if("preprocess", request)
+
+    async def infer(self, inputs: list[str]) -> list[str]:
+        return [fail_if("infer", value) for value in inputs]
+
+    async def postprocess(self, output: str) -> str:
+        return fail_if("postprocess", output)
+
+    async def stream(self, item: str) -> AsyncIterator[str]:
+        yield fail_if("stream", item)
 
 
 @pytest.mark.usefixtures("broken_log")
 @pytest.mark.parametrize("handler", [Breakable, Async])
 @pytest.mark.parametrize("hook", ["preprocess", "infer", "postprocess", "stream"])
-def test_a_log_that_raises_costs_no_answer(handler: type[ModelHandler[Any, Any]], hook: str) -> None:
+def test_a_log_that_raises_costs_no_answer(
+    handler: type[ModelHandler[Any, Any]], hook: str
+) -> None:
     route = "stream" if hook == "stream" else "predict"
     with TestClient(ModelServer().add("m", handler).build()) as client:
         failed = client.post(f"/v1/models/m/{route}", json=hook)

@@ -309,7 +309,7 @@ class Columns:
     ],
     ids=lambda outputs: type(outputs).__name__,
 )
-def test_outputs_that_are_not_one_per_input_fail_the_whole_batch_in_words(
+def test_outputs_that_are_not_one_per_input_are_refused_in_words(
     outputs: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     n_calls = 0
@@ -319,7 +319,7 @@ def test_outputs_that_are_not_one_per_input_fail_the_whole_batch_in_words(
         n_calls += 1
         return outputs
 
-    first, second = Bench(toy_with(infer=infer)).infer(1, 2)
+    first, second = Bench(toy_with(infer=infer, idempotent=False)).infer(1, 2)
 
     assert n_calls == 1
     for outcome in (first, second):
@@ -327,6 +327,19 @@ def test_outputs_that_are_not_one_per_input_fail_the_whole_batch_in_words(
         assert str(outcome).startswith("`infer` of model `toy` returned ")
         assert "one" in str(outcome)
     assert "infer.output.refused" in caplog.text
+
+
+@given(guilty=st.sets(st.integers(0, 15)), n=st.integers(1, 16))
+def test_who_makes_outputs_unusable_stands_alone_in_the_end(guilty: set[int], n: int) -> None:
+    def infer(self: Any, inputs: list[int]) -> Any:
+        return [*inputs, 0] if guilty & set(inputs) else inputs
+
+    bench = Bench(toy_with(infer=infer))
+    outcomes = bench.infer(*range(n))
+
+    for number, outcome in enumerate(outcomes):
+        assert isinstance(outcome, ModelOutputError) if number in guilty else outcome == number
+    assert bench.report.n_splits < n
 
 
 def test_an_exception_in_the_place_of_an_output_fails_only_that_request() -> None:

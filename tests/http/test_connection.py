@@ -1,4 +1,4 @@
-"""What reaches the socket of `mlserve run` and is no request: refused, bounded, disturbing nobody."""
+"""What reaches the socket of `mlserve run` and is no request is refused, and disturbs nobody."""
 
 import json
 import logging
@@ -59,7 +59,9 @@ def answers_of(received: bytes) -> list[tuple[int, dict[str, str], Any]]:
     while received:
         head, _, received = received.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
+        }
         length = int(headers["content-length"])
         body, received = received[:length], received[length:]
         answers.append((int(first.split()[1]), headers, json.loads(body)))
@@ -130,7 +132,8 @@ def test_head_and_body_of_an_answer_arrive_together(client: httpx2.Client) -> No
         connection.sendall(VALID)
         received = connection.recv(65_536)
 
-    assert received.startswith(b"HTTP/1.1 200") and received.endswith(b'{"text":"a"}')
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.endswith(b'{"text":"a"}')
 
 
 @pytest.mark.parametrize("beginning", [HEALTH[:10], HEALTH[:-2], VALID + HEALTH[:-2]])

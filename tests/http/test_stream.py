@@ -9,6 +9,7 @@ from typing import Any, Literal, NotRequired
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from starlette.requests import Request
 from tests.http.answers import MEMBERS, error_of, events_of
 from typing_extensions import TypedDict
 
@@ -20,8 +21,6 @@ from mlserve import (
     ModelServer,
     ServerSettings,
 )
-from starlette.requests import Request
-
 from mlserve.http.disconnect import DisconnectWatch
 
 STREAM = "/v1/models/m/stream"

@@ -109,9 +109,10 @@ class Pipeline:
         """
         Run the model on a batch and give one outcome per job.
 
-        When `infer` raises, the batch is split in halves until the guilty request stands alone,
-        unless the handler is not idempotent; requests that nobody waits for any more are left out.
-        When memory runs out, it is freed before each half.
+        When `infer` raises or returns something else than one output per input, the batch is split
+        in halves until the guilty request stands alone, unless the handler is not idempotent:
+        `infer` is called less than twice as often as there are requests. Those that nobody waits
+        for any more are left out. When memory runs out, it is freed before each half.
 
         Args:
             jobs: The batch.
@@ -125,12 +126,11 @@ class Pipeline:
         try:
             outputs = yield self._infer_step(jobs)
             outcomes = self._one_per_job(outputs, len(jobs))
-        except ModelOutputError as exc:
-            logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
-            return [exc] * len(jobs)
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
             is_splittable = len(jobs) > 1 and self.contract.handler_class.idempotent
             is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
+            if isinstance(exc, ModelOutputError):
+                logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
             error = None if is_splittable else as_model_error(exc, "infer", self.name, jobs[0])
             if is_memory:
                 self._note_out_of_memory(exc, jobs, report)

@@ -23,6 +23,7 @@ from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
 from mlserve.http.route import ServerRoute
 from mlserve.http.schemas import ErrorBody, HealthBody, ModelInfo, ModelList, ReadyBody
+from mlserve.http.shutdown import draining_on_signals
 from mlserve.http.versioning import ModelRoutes, Mounted
 from mlserve.model import Model
 from mlserve.registry import Registry
@@ -173,6 +174,7 @@ def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
             state = None if theirs is None else await stack.enter_async_context(theirs(app))
+            await stack.enter_async_context(draining_on_signals(plan.registry))
             await stack.enter_async_context(plan.registry.running())
             yield state
 

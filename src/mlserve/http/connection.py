@@ -15,15 +15,11 @@ import httptools
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mlserve.http.errors import error_body
-from mlserve.http.exchange import request_id_of
+from mlserve.errors import DrainingError
+from mlserve.http.refusal import bad_request, refusal, require_one_meaning
 from mlserve.http.transport import GatheredTransport
 from mlserve.settings import ServerSettings
 
@@ -35,7 +31,8 @@ _CONNECTION = "mlserve.connection"
 _MAX_CHUNKS = 65_536
 _FRAMING_BYTES = 64
 _PER_HEADER_BYTES = 4  # what a header takes on the wire beside its name and value
-_MALFORMED = "The request is not valid HTTP."
+_SILENT_S = 1.0  # an idle connection is closed once its client has said nothing for so long
+_UNFINISHED_S = 0.5  # how long a request that is here by half is waited for at the shutdown
 
 
 def connection_of(scope: Scope) -> "Connection | None":
@@ -78,6 +75,10 @@ class Connection(HttpToolsProtocol):
         # The request that is being answered; `cycle` is the last one that was read.
         self._answering: RequestResponseCycle | None = None
         self._on_leave: Callable[[], None] | None = None
+        self._is_ending = False
+        self._end_timer: asyncio.TimerHandle | None = None
+        # The request whose answer says that the connection closes.
+        self._closing: RequestResponseCycle | None = None
 
     @property
     def has_whole_body(self) -> bool:
@@ -107,6 +108,7 @@ class Connection(HttpToolsProtocol):
         """End: whoever answers this client is told."""
         self._stop_head_timer()
         self._stop_send_timer()
+        self._stop_end_timer()
         if self._gathered is not None:
             self._gathered.lost()
         super().connection_lost(exc)
@@ -122,7 +124,7 @@ class Connection(HttpToolsProtocol):
             self._feed(data)
         except httptools.HttpParserError as exc:
             refusal = exc.__context__
-            self._refuse(refusal if isinstance(refusal, HTTPException) else _bad_request())
+            self._refuse(refusal if isinstance(refusal, HTTPException) else bad_request())
             return
         if self._is_in_head:
             self._bound_head(len(data))
@@ -157,6 +159,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0
+        if self._is_ending and self._is_idle:
+            self._await_end(_UNFINISHED_S)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those that come after the body are not read as the request's."""
@@ -193,14 +197,16 @@ class Connection(HttpToolsProtocol):
             len(name) + len(value) + _PER_HEADER_BYTES for name, value in self.headers
         )
         self._require_small_head()
-        _require_one_meaning(self.parser.get_http_version(), self.headers)
+        require_one_meaning(self.parser.get_http_version(), self.headers)
         if self.parser.should_upgrade() and not self._should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise _bad_request()
+                raise bad_request()
             return  # it is read again without the offer
         if self._gathered is not None:
             self._gathered.has_unread = True
         super().on_headers_complete()
+        if self._is_ending:
+            self._close_after(self.cycle)
 
     def on_response_complete(self) -> None:
         """Send the answer, then look at what the client has sent meanwhile."""
@@ -209,6 +215,24 @@ class Connection(HttpToolsProtocol):
         self._on_leave = None
         self._answering = None
         super().on_response_complete()
+        if self._is_ending and self._is_idle and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._await_end(_SILENT_S)
+
+    def shutdown(self) -> None:
+        """
+        Begin to end, once the server takes no more connections.
+
+        A request may be on its way: an idle connection is closed only once its client has been
+        silent for a second, and what still comes is answered. A busy one is closed after the
+        answer. A request of which only a part is here is refused if the rest does not follow.
+        """
+        self._is_ending = True
+        self._unset_keepalive_if_required()
+        latest = self._latest
+        if latest is not None and not latest.response_started:
+            self._close_after(latest)
+        self._await_end(_SILENT_S if self._is_idle and not self._is_in_head else _UNFINISHED_S)
 
     def pause_writing(self) -> None:
         """Hold answers back: the client reads more slowly than they are written."""
@@ -223,6 +247,38 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no answer is due."""
+        return self._latest is None or self._latest.response_complete
+
+    def _close_after(self, cycle: RequestResponseCycle) -> None:
+        """Close after the answer to the last request, and say so in it."""
+        if self._closing is not None and not self._closing.response_started:
+            self._closing.keep_alive = True  # it is not the last one any more
+        self._closing = cycle if cycle.keep_alive else None
+        cycle.keep_alive = False
+
+    def _await_end(self, wait_s: float) -> None:
+        self._stop_end_timer()
+        self._end_timer = self.loop.call_later(wait_s, self._end)
+
+    def _stop_end_timer(self) -> None:
+        if self._end_timer is not None:
+            self._end_timer.cancel()
+            self._end_timer = None
+
+    def _end(self) -> None:
+        """Close a connection that is idle, or whose request does not arrive."""
+        self._end_timer = None
+        if self._is_refusing or self.transport.is_closing():
+            return
+        latest = self._latest
+        if self._is_in_head or (latest is not None and latest.more_body and not self._is_idle):
+            self._refuse(DrainingError("any"))
+        elif self._is_idle:
+            self.transport.close()
 
     def _bound_head(self, n_bytes: int) -> None:
         """Bound a head that has not ended with what has been received."""
@@ -240,7 +296,7 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes += n_bytes
         allowed = self._settings.max_header_bytes + _FRAMING_BYTES * self._n_chunks
         if self._framing_bytes > allowed:
-            self._refuse(_bad_request())
+            self._refuse(bad_request())
 
     def _require_small_head(self) -> None:
         if self._head_bytes > self._settings.max_header_bytes:
@@ -279,7 +335,7 @@ class Connection(HttpToolsProtocol):
         else:  # not a byte: there is nothing to answer
             self.transport.close()
 
-    def _refuse(self, error: HTTPException) -> None:
+    def _refuse(self, error: HTTPException | DrainingError) -> None:
         """
         Answer what is no request, after the answers that are still due, and close.
 
@@ -309,16 +365,8 @@ class Connection(HttpToolsProtocol):
         else:
             last.keep_alive = False
 
-    def _write_refusal(self, error: HTTPException) -> None:
-        request_id = request_id_of({"type": "http", "headers": []})
-        logger.info("request.head.refused", extra={"request_id": request_id})
-        body = error_body(error, request_id)
-        name = self._settings.request_id_header.lower()
-        head = (
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"{name}: {request_id}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(STATUS_LINE[error.status_code] + head.encode() + body)
+    def _write_refusal(self, error: HTTPException | DrainingError) -> None:
+        self.transport.write(refusal(error, self._settings.request_id_header))
         self._linger()
 
     def _leave(self) -> None:
@@ -334,28 +382,3 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         if self._gathered is not None:
             self._gathered.linger()
-
-
-def _bad_request() -> HTTPException:
-    return HTTPException(400, _MALFORMED)
-
-
-def _require_one_meaning(version: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """
-    Refuse heads that another server in between might read as another request.
-
-    Source:
-        RFC 9112, sections 3.2 (Host) and 6.1 (Transfer-Encoding).
-    """
-    if version not in ("1.0", "1.1"):
-        raise _bad_request()
-    n_hosts = sum(name == b"host" for name, _ in headers)
-    if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
-        raise HTTPException(400, "The request must have exactly one `Host`.")
-    encodings = [value for name, value in headers if name == b"transfer-encoding"]
-    if not encodings:
-        return
-    if version != "1.1" or len(encodings) > 1 or encodings[0].strip().lower() != b"chunked":
-        raise HTTPException(400, "`Transfer-Encoding` must be `chunked`, once.")
-    if any(name == b"content-length" for name, _ in headers):
-        raise HTTPException(400, "`Transfer-Encoding` excludes `Content-Length`.")

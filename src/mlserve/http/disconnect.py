@@ -9,9 +9,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from mlserve.http.connection import connection_of
+from mlserve.http.foreign import warn_of_hiding
 
 __all__ = ["DisconnectWatch"]
 
@@ -34,14 +35,17 @@ class DisconnectWatch:
         self, request: Request, on_leave: Callable[[], None], after_s: float = 0.02
     ) -> None:
         self._receive = request.receive
+        self._app = request.scope.get("app")
         self._on_leave = on_leave
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._connection = connection_of(request.scope)
-        if self._connection is not None:
-            self._connection.watch(on_leave)
-        else:
+        if self._connection is None:
             self._timer = asyncio.get_running_loop().call_later(after_s, self._start)
+        elif self._connection.transport.is_closing():  # the client left before its turn came
+            self._timer = asyncio.get_running_loop().call_soon(on_leave)
+        else:
+            self._connection.watch(on_leave)
 
     def stop(self) -> None:
         """End the watch."""
@@ -64,8 +68,16 @@ class DisconnectWatch:
 
     async def _watch(self) -> None:
         try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-        except Exception:  # a connection that breaks has been left
+            message = await self._receive()
+        except (OSError, ClientDisconnect):  # a connection that breaks has been left
             logger.debug("The connection broke while it was watched.", exc_info=True)
-        self._on_leave()
+            self._on_leave()
+            return
+        except Exception:  # a middleware's fault: it says nothing of the client
+            logger.debug("The request's `receive` broke.", exc_info=True)
+            warn_of_hiding(self._app)
+            return
+        if message["type"] == "http.disconnect":
+            self._on_leave()
+        else:  # the body again: asking on would get it for ever, and without a pause
+            warn_of_hiding(self._app)

@@ -6,6 +6,8 @@ and validated by mlserve itself, after them. Errors become mlserve's body on the
 whatever handlers the application has.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -15,12 +17,13 @@ from fastapi.routing import APIRoute, get_request_handler
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from mlserve.errors import MLServeError
+from mlserve.errors import DrainingError, MLServeError
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import handle_error
 from mlserve.http.exchange import Exchange
+from mlserve.http.shutdown import LAST_WORDS_S, MODEL, is_shutdown
 from mlserve.settings import ServerSettings
 
 __all__ = ["Answer", "ModelRoute", "ServerRoute"]
@@ -113,16 +116,34 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = Exchange(scope, send, self._settings, self._model, self._version)
+        scope[MODEL] = self._model
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
             if self.dependant.dependencies and scope["method"] in (self.methods or ()):
-                _keep_our_errors(scope)
-                await self.app(scope, limited, exchange.send)
+                await self._answer_behind(scope, limited, exchange.send)
             else:
                 await self._answer_directly(Request(scope, limited), exchange.send)
         finally:
             exchange.bytes_in = BodyLimit.n_received(scope)
-            exchange.finish()
+            with contextlib.suppress(Exception):  # who logs may fail: the answer is sent
+                exchange.finish()
+
+    async def _answer_behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request behind the dependencies of the user."""
+        has_started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        _keep_our_errors(scope)
+        try:
+            await self.app(scope, receive, noting)
+        except asyncio.CancelledError as exc:
+            if not has_started:
+                await self._answer_cancelled(Request(scope, receive), send, exc)
+            raise
 
     async def _answer_directly(self, request: Request, send: Send) -> None:
         """Answer a request that no dependency of the user looks at: FastAPI has nothing to do."""
@@ -130,9 +151,24 @@ class ModelRoute(APIRoute):
             if self.methods and request.method not in self.methods:
                 raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
             response = await self._answer(request)
+        except asyncio.CancelledError as exc:
+            await self._answer_cancelled(request, send, exc)
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             response = await handle_error(request, exc)
         await response(request.scope, request.receive, send)
+
+    async def _answer_cancelled(
+        self, request: Request, send: Send, cancelled: asyncio.CancelledError
+    ) -> None:
+        """Answer a request whose task the server cancels: its own answer would be a bare 500."""
+        if not is_shutdown(request.scope, cancelled):
+            return
+        response = await handle_error(request, DrainingError(self._model))
+        response.headers["Connection"] = "close"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await response(request.scope, request.receive, send)
 
 
 def _keep_our_errors(scope: Scope) -> None:

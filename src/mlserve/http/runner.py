@@ -5,7 +5,6 @@ import logging
 import logging.config
 import math
 import sys
-from collections.abc import Awaitable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -15,6 +14,8 @@ from fastapi import FastAPI
 
 from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
+from mlserve.http.shutdown import close_listeners, shutdown_draining
+from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
@@ -58,8 +59,9 @@ def run_server(
         timeout_keep_alive=timeout_keep_alive_s,
     )
     server = _Server(config, registry)
-    server.run()
-    if not server.started or server.has_failed:
+    with queued_logging("mlserve", "uvicorn"):
+        server.run()
+    if server.has_failed or not (server.started or server.is_ending):
         sys.exit(_STARTUP_FAILURE)
 
 
@@ -100,7 +102,7 @@ def configure_logging(level: str) -> None:
             "formatters": {
                 "lines": {"class": f"{prefix}.{formatter}", "format": text, "datefmt": None}
             },
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+            "handlers": {"stderr": {"()": stderr_handler, "formatter": "lines"}},
             "loggers": {
                 "mlserve": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
                 # uvicorn's own notes on starting and stopping say again what ours say
@@ -114,43 +116,27 @@ def configure_logging(level: str) -> None:
     )
 
 
-async def shutdown_draining(shutdown: Awaitable[None], registry: Registry | None) -> None:
-    """
-    Shut a server down while its models drain.
-
-    uvicorn waits for its connections first and for the application afterwards, and connections
-    whose requests are never answered would be cut.
-
-    Args:
-        shutdown: uvicorn's own shutdown.
-        registry: The models; `None` if they are not known.
-    """
-    tasks = TaskSet()
-    if registry is not None and registry.is_running:
-        tasks.spawn(registry.drain())
-    try:
-        await shutdown
-    finally:
-        await tasks.close()
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the models of a shutdown before the socket is closed."""
 
     def __init__(self, config: uvicorn.Config, registry: Registry | None) -> None:
         super().__init__(config)
         self.has_failed = False
-        self._is_ending = False
+        self.is_ending = False
         self._registry = registry
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks = TaskSet()
         if registry is not None:
             registry.on_late_failure = self._fail
+            registry.is_supervised = True
 
     async def startup(self, sockets: Any = None) -> None:
         """Start as uvicorn does, and say where the server is to be found."""
         self._loop = asyncio.get_running_loop()
+        if self.should_exit:
+            return
         await super().startup(sockets)
-        if self.started:
+        if self.started and not self.should_exit:
             for server in self.servers:
                 for socket in server.sockets:
                     host, port = socket.getsockname()[:2]
@@ -158,29 +144,49 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Shut down as uvicorn does while the models drain; unload them whatever happens."""
+        protocol: Any = self.config.http_protocol_class
+        connect = partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=self._loop,
+        )
+        await close_listeners(self.servers, connect)
         await shutdown_draining(super().shutdown(sockets), self._registry)
         if self.force_exit:  # uvicorn leaves the lifespan alone then
             await self.lifespan.shutdown()
+        await self._tasks.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn `/ready` false, and close the socket after the grace; at once the second time."""
         # Unlike uvicorn's, this does not note the signal to be raised again: we exit with 0.
-        if self._is_ending or self._loop is None:
-            self.force_exit = self.should_exit
+        is_first, self.is_ending = not self.is_ending, True
+        if self._loop is None:
             self.should_exit = True
-            if self.force_exit and self._registry is not None and self._loop is not None:
-                asyncio.run_coroutine_threadsafe(self._registry.hurry(), self._loop)
-            return
-        self._is_ending = True
-        logger.info("Stopping: requests in flight are finished first (again = at once).")
-        grace_s = 0.0
-        if self._registry is not None:
-            self._registry.is_draining = True
-            grace_s = self._registry.settings.drain_grace_s
-        self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._end)
+        elif is_first:
+            logger.info("Stopping: requests in flight are finished first (again = at once).")
+            grace_s = 0.0
+            if self._registry is not None:
+                self._registry.is_draining = True
+                grace_s = self._registry.settings.drain_grace_s if self.started else 0.0
+            self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._end)
+        else:
+            self._loop.call_soon_threadsafe(self._hurry)
 
     def _end(self) -> None:
         self.should_exit = True
+        if self._registry is not None and not self.started:  # it waits for models to be loaded
+            self._tasks.spawn(self._registry.drain())
+
+    def _hurry(self) -> None:
+        """End the grace if it lasts, else the drain."""
+        if not self.should_exit:
+            self._end()
+            return
+        self.force_exit = True
+        if self._registry is not None:
+            self._tasks.spawn(self._registry.hurry())
 
     def _fail(self, reason: str) -> None:
         logger.critical("%s The server ends.", reason)

@@ -6,6 +6,8 @@ Format: WHATWG HTML, section 9.2 "Server-sent events"; each event is `data: {jso
 errors before it have their own status; a later one is an event of its own, then `[DONE]`.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlserve.errors import AbandonedError, MLServeError
+from mlserve.errors import AbandonedError, DrainingError, MLServeError
 from mlserve.http.disconnect import DisconnectWatch
+from mlserve.http.shutdown import LAST_WORDS_S, MODEL, is_shutdown
 from mlserve.streaming import ModelStream
 
 __all__ = ["DONE", "PING", "EventStreamResponse", "encode_event"]
@@ -75,6 +78,7 @@ class EventStreamResponse(Response):
         self._encode_error = encode_error
         self._watch = watch
         self._ping_s = ping_s
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; the generator is told to close whatever happens."""
@@ -82,6 +86,10 @@ class EventStreamResponse(Response):
             await self._send_all(send)
         except OSError:  # how servers of ASGI 2.4 say that the client has left
             logger.debug("The client left while an event was being sent.")
+        except asyncio.CancelledError as exc:
+            if self._has_begun and is_shutdown(scope, exc):
+                await self._end_cancelled(DrainingError(scope[MODEL]), send)
+            raise
         finally:
             self._watch.stop()
             await self._stream.aclose()
@@ -91,6 +99,7 @@ class EventStreamResponse(Response):
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        self._has_begun = True
         if self._first is not None:
             await _send_body(send, encode_event(self._first))
         try:
@@ -101,6 +110,13 @@ class EventStreamResponse(Response):
         except MLServeError as exc:
             await _send_body(send, encode_event(self._encode_error(exc)))
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _end_cancelled(self, error: MLServeError, send: Send) -> None:
+        """End a stream whose task the server cancels, if its client reads."""
+        body = encode_event(self._encode_error(error)) + DONE
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _next_event(self) -> bytes | None:
         """Give the next event, a ping when none came in time, or `None` at the end."""

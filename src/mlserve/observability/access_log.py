@@ -94,8 +94,10 @@ class JsonFormatter(logging.Formatter):
             return _as_json(line | facts)
         line["message"] = record.getMessage()
         line |= _extra_of(record)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
         return _as_json(line)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["SafeLogger", "get_logger"]
@@ -19,10 +20,8 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Write a line; what goes wrong with it is dropped, as there is nobody else to tell."""
         kwargs.setdefault("stacklevel", 2)
-        try:
+        with suppress(Exception):  # a handler of the user may raise anything
             super().log(level, msg, *args, **kwargs)
-        except Exception:  # noqa: BLE001, S110 - a handler of the user may raise anything
-            pass
 
 
 def get_logger(name: str) -> SafeLogger:

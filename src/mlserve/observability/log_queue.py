@@ -1,0 +1,201 @@
+"""
+Logging that nobody waits for: records are queued, and written by a thread of their own.
+
+A pipe that nobody reads or a handler that hangs or raises would otherwise stop the event loop, and
+with it every answer.
+"""
+
+import copy
+import logging
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
+
+__all__ = ["QueuedHandler", "StderrHandler", "queued_logging", "stderr_handler"]
+
+_CAPACITY = 10_000
+_FLUSH_S = 2.0
+_formatter = logging.Formatter()
+
+
+def stderr_handler() -> logging.Handler:
+    """Give a handler that writes to stderr."""
+    try:
+        return StderrHandler(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # stderr is no file
+        return logging.StreamHandler()
+
+
+class StderrHandler(logging.Handler):
+    """
+    Writes lines to a file descriptor.
+
+    Not by way of `sys.stderr`: while a thread hangs in its buffer the interpreter cannot end.
+
+    Args:
+        fd: The descriptor; it stays open.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, waiting for the reader; if there is none any more the line is lost."""
+        try:
+            line = self.format(record)
+        except Exception as exc:  # noqa: BLE001 - what stands in a record may be anything
+            line = f"{record.levelname} {record.name}: log.format.failed {type(exc).__name__}"
+        data = f"{line}\n".encode(errors="backslashreplace")
+        try:
+            while data:
+                data = data[self._write(data) :]
+        except OSError:
+            return
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:  # whoever made the pipe made it so
+            select.select([], [self._fd], [])
+            return 0
+
+
+class QueuedHandler(QueueHandler):
+    """
+    Stands before a handler and gives it the records in a thread of its own.
+
+    A record that finds the queue full is dropped; once half of it is free again, one line says
+    how many were.
+
+    Args:
+        handler: The handler.
+        capacity: How many records may wait.
+    """
+
+    def __init__(self, handler: logging.Handler, capacity: int = _CAPACITY) -> None:
+        # Unlike `Queue`, a `SimpleQueue` may be used by a signal handler amid a use of it.
+        self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        super().__init__(self._records)
+        self.setLevel(handler.level)
+        self._capacity = capacity
+        self._n_dropped = 0  # guarded by the handler's lock, in which records are queued
+        self._listener = _Listener(self._records, handler)
+        self._listener.start()
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Make the text of what may change or weigh much by the time it is written."""
+        prepared = copy.copy(record)
+        prepared.msg, prepared.args = record.getMessage(), None
+        if record.exc_info:
+            prepared.exc_text = record.exc_text or _formatter.formatException(record.exc_info)
+            prepared.exc_info = None
+        return prepared
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a record if there is room."""
+        room = self._capacity // 2 if self._n_dropped else self._capacity
+        if self._records.qsize() >= room:
+            self._n_dropped += 1
+            return
+        self._say_dropped()
+        self._records.put(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Count a record without a text as dropped; the library would write to stderr here."""
+        self._n_dropped += 1
+
+    def stop(self, timeout_s: float) -> bool:
+        """
+        Write what is queued.
+
+        Args:
+            timeout_s: How long that may take.
+
+        Returns:
+            Whether all was written.
+        """
+        self.acquire()
+        try:
+            self._say_dropped()
+        finally:
+            self.release()
+        return self._listener.stop_within(timeout_s)
+
+    def _say_dropped(self) -> None:
+        if self._n_dropped:
+            facts = {
+                "name": __name__,
+                "levelno": logging.WARNING,
+                "levelname": "WARNING",
+                "msg": "log.lines.dropped",
+                "n_dropped": self._n_dropped,
+            }
+            self._n_dropped = 0
+            self._records.put(logging.makeLogRecord(facts))
+
+
+class _Listener(QueueListener):
+    """A listener that outlives what its handler raises, and is not waited for for ever."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):  # there is no other place to tell it to
+            super().handle(record)
+
+    def stop_within(self, timeout_s: float) -> bool:
+        self.enqueue_sentinel()
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+        return thread is None or not thread.is_alive()
+
+
+@contextmanager
+def queued_logging(*names: str) -> Iterator[None]:
+    """
+    Put a queue before each handler of some loggers and of all below them.
+
+    On leaving, what is queued is written for at most two seconds; the handlers are put back where
+    that was enough.
+
+    Args:
+        names: The loggers' names.
+    """
+    queued: dict[logging.Handler, QueuedHandler] = {}
+    places = [(logger, handler) for logger in _family(names) for handler in logger.handlers]
+    for logger, handler in places:
+        if handler not in queued:
+            queued[handler] = QueuedHandler(handler)
+        _exchange(logger, handler, queued[handler])
+    try:
+        yield
+    finally:
+        end = time.monotonic() + _FLUSH_S
+        written = {
+            handler
+            for handler, before in queued.items()
+            if before.stop(max(0.0, end - time.monotonic()))
+        }
+        for logger, handler in places:
+            if handler in written:
+                _exchange(logger, queued[handler], handler)
+
+
+def _family(names: tuple[str, ...]) -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict
+    return [
+        logger
+        for name, logger in list(known.items())
+        if isinstance(logger, logging.Logger)
+        and any(name == root or name.startswith(f"{root}.") for root in names)
+    ]
+
+
+def _exchange(logger: logging.Logger, old: logging.Handler, new: logging.Handler) -> None:
+    logger.removeHandler(old)
+    logger.addHandler(new)

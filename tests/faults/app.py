@@ -1,0 +1,28 @@
+"""What the tests and `scripts/soak` serve in a process of its own: a model in every mode."""
+
+from tests.faults.handler import FaultyHandler
+from tests.faults.table import MODES
+
+from mlserve import Batching, Limits, ModelServer, ServerSettings
+
+server = ModelServer(title="faults", settings=ServerSettings(startup_wait_s=10))
+for mode in MODES:
+    server.add(
+        mode.name,
+        FaultyHandler,
+        batching=Batching(max_size=mode.max_size),
+        limits=Limits(timeout_s=10.0, stream_timeout_s=10.0),
+    )
+app = server.build()
+
+
+@app.post("/reload/{name}")
+async def reload(name: str) -> str:
+    await server.model_for(name).reload()
+    return name
+
+
+@app.get("/statistics/{name}")
+async def statistics(name: str) -> dict[str, int]:
+    found = server.model_for(name).statistics()
+    return {"in_flight": found.in_flight, "queued": found.queued}
