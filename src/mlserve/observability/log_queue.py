@@ -110,22 +110,26 @@ class QueuedHandler(QueueHandler):
         """Count a record without a text as dropped; the library would write to stderr here."""
         self._n_dropped += 1
 
-    def stop(self, timeout_s: float) -> bool:
-        """
-        Write what is queued.
-
-        Args:
-            timeout_s: How long that may take.
-
-        Returns:
-            Whether all was written.
-        """
+    def finish(self) -> None:
+        """Have the thread end once it has written what is queued; does not wait for it."""
         self.acquire()
         try:
             self._say_dropped()
         finally:
             self.release()
-        return self._listener.stop_within(timeout_s)
+        self._listener.enqueue_sentinel()
+
+    def wait(self, timeout_s: float) -> bool:
+        """
+        Wait for the thread's end.
+
+        Args:
+            timeout_s: How long, in seconds.
+
+        Returns:
+            Whether all was written.
+        """
+        return self._listener.wait(timeout_s)
 
     def _say_dropped(self) -> None:
         if self._n_dropped:
@@ -147,8 +151,7 @@ class _Listener(QueueListener):
         with suppress(Exception):  # there is no other place to tell it to
             super().handle(record)
 
-    def stop_within(self, timeout_s: float) -> bool:
-        self.enqueue_sentinel()
+    def wait(self, timeout_s: float) -> bool:
         thread = self._thread
         if thread is not None:
             thread.join(timeout_s)
@@ -175,15 +178,20 @@ def queued_logging(*names: str) -> Iterator[None]:
     try:
         yield
     finally:
+        for before in queued.values():
+            before.finish()
         end = time.monotonic() + _FLUSH_S
         written = {
             handler
             for handler, before in queued.items()
-            if before.stop(max(0.0, end - time.monotonic()))
+            if before.wait(max(0.0, end - time.monotonic()))
         }
         for logger, handler in places:
             if handler in written:
                 _exchange(logger, queued[handler], handler)
+        for handler in queued.keys() - written:
+            # Its thread hangs and holds its lock, which `logging.shutdown` takes at the exit.
+            handler.createLock()
 
 
 def _family(names: tuple[str, ...]) -> list[logging.Logger]:
@@ -197,5 +205,6 @@ def _family(names: tuple[str, ...]) -> list[logging.Logger]:
 
 
 def _exchange(logger: logging.Logger, old: logging.Handler, new: logging.Handler) -> None:
-    logger.removeHandler(old)
-    logger.addHandler(new)
+    if old in logger.handlers:  # the application may have taken it away
+        logger.removeHandler(old)
+        logger.addHandler(new)
