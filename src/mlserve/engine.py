@@ -220,6 +220,9 @@ class Engine:
         finally:
             timer.cancel()
             self._leave(job, lane)
+            # An error's traceback holds this frame, and would be held by it.
+            job.sink = None
+            del future
 
     def stream(self, job: Job) -> ModelStream:
         """

@@ -106,6 +106,7 @@ class Channel(Generic[ItemT]):
         if not self._closed:
             self._closed = True
             self._items.clear()
+            self._error = None  # its traceback may hold who reads here
             self._free.release()
             self._has_space.set()
 

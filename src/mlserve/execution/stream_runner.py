@@ -49,6 +49,7 @@ def run_stream(
         except BaseException:
             logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
         channel.end(error)
+        error = None  # its cause's traceback holds this frame
         ended()
 
 
@@ -84,6 +85,7 @@ async def run_async_stream(
         except BaseException:
             logger.exception("hook.stream.close.failed", extra={"model": pipeline.name})
         channel.end(error)
+        error = None  # its cause's traceback holds this frame
         ended()
 
 

@@ -207,23 +207,30 @@ class ThreadReplica:
             return await run_mixed(stage, self._handler, self._main)
         return await self._main.call(lambda: run_here(stage, self._handler))
 
+    # An error is never a local of a frame that its own traceback holds: the two would keep each
+    # other, and the request, until the collector comes.
+
     def _prepare_here(self, job: Job, then: Prepared) -> None:
-        error: MLServeError | None = None
+        self._mailbox.post(self._prepared, job, then, self._try_prepare(job))
+
+    def _try_prepare(self, job: Job) -> MLServeError | None:
         if not job.abandoned:
             try:
                 run_here(self._pipeline.prepare(job), self._handler)
             except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
-                error = self._as_error(exc, "preprocess", job)
-        self._mailbox.post(self._prepared, job, then, error)
+                return self._as_error(exc, "preprocess", job)
+        return None
 
     async def _prepare_mixed(self, job: Job, then: Prepared) -> None:
-        error: MLServeError | None = None
+        self._prepared(job, then, await self._try_prepare_mixed(job))
+
+    async def _try_prepare_mixed(self, job: Job) -> MLServeError | None:
         if not job.abandoned:
             try:
                 await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
             except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
-                error = self._as_error(exc, "preprocess", job)
-        self._prepared(job, then, error)
+                return self._as_error(exc, "preprocess", job)
+        return None
 
     def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
         self.n_in_hooks -= 1
@@ -298,15 +305,16 @@ class ThreadReplica:
             return None, self._as_error(exc, "postprocess", job)
 
     async def _finish_mixed(self, job: Job, outcome: Outcome) -> None:
-        error = outcome if isinstance(outcome, MLServeError) else None
-        value: Any = None
-        if error is None:
-            try:
-                stage = self._pipeline.finish(job, outcome)
-                value = await run_mixed(stage, self._handler, self._side)
-            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
-                error = self._as_error(exc, "postprocess", job)
-        self._answer(job, value, error)
+        self._answer(job, *await self._finished_mixed(job, outcome))
+
+    async def _finished_mixed(self, job: Job, outcome: Outcome) -> tuple[Any, MLServeError | None]:
+        if isinstance(outcome, MLServeError):
+            return None, outcome
+        try:
+            stage = self._pipeline.finish(job, outcome)
+            return await run_mixed(stage, self._handler, self._side), None
+        except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+            return None, self._as_error(exc, "postprocess", job)
 
     def _as_error(self, error: Exception, hook: str, job: Job) -> MLServeError:
         if isinstance(error, MLServeError):

@@ -70,6 +70,11 @@ class BodyLimit:
         limit = scope.get(_LIMIT)
         return limit.n_bytes if isinstance(limit, BodyLimit) else 0
 
+    @staticmethod
+    def forget(scope: Scope) -> None:
+        """Let go of a request that was answered: scope and receive would hold each other."""
+        scope.pop(_LIMIT, None)
+
     async def __call__(self) -> Message:
         """Receive a message; raises `HTTPException` 413 once the body is too large."""
         if self._announced.isdigit() and int(self._announced[:20]) > self.limit_bytes:

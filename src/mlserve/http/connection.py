@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, cast
+from weakref import ref
 
 import httptools
 from starlette.exceptions import HTTPException
@@ -38,7 +39,8 @@ _UNFINISHED_S = 0.5  # how long a request that is here by half is waited for at 
 def connection_of(scope: Scope) -> "Connection | None":
     """Give the connection that a request came by; `None` under a foreign server."""
     connection = scope.get(_CONNECTION)
-    return connection if isinstance(connection, Connection) else None
+    found = connection() if isinstance(connection, ref) else None
+    return found if isinstance(found, Connection) else None
 
 
 class Connection(HttpToolsProtocol):
@@ -155,7 +157,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        cast("Scope", self.scope)[_CONNECTION] = self
+        # Weakly: what has ended is freed at once, and does not wait for the collector.
+        cast("Scope", self.scope)[_CONNECTION] = ref(self)
         self._is_in_head = True
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0

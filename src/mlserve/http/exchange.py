@@ -92,6 +92,11 @@ class Exchange:
             self._bytes_out += len(message.get("body", b""))
         await self._send(message)
 
+    @staticmethod
+    def forget(scope: Scope) -> None:
+        """Let go of a request that was answered, with its payload."""
+        scope.pop(EXCHANGE, None)
+
     def finish(self) -> None:
         """Write the line of the access log."""
         if not self._settings.access_log:

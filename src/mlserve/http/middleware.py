@@ -57,6 +57,8 @@ class ServingMiddleware:
                 raise  # once it has started, the connection must break: half an answer is sent
             response = await handle_error(Request(scope, limited), exc)
             await response(scope, limited, send_with_id)
+        finally:
+            BodyLimit.forget(scope)
 
 
 def _is_theirs(scope: Scope) -> bool:

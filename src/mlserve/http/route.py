@@ -127,6 +127,9 @@ class ModelRoute(APIRoute):
             exchange.bytes_in = BodyLimit.n_received(scope)
             with contextlib.suppress(Exception):  # who logs may fail: the answer is sent
                 exchange.finish()
+            # The server keeps the scope of a connection's last request, however long it is idle.
+            exchange.forget(scope)
+            BodyLimit.forget(scope)
 
     async def _answer_behind(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request behind the dependencies of the user."""
