@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ from mlserve.errors import (
 )
 from mlserve.http.connection import connection_of
 from mlserve.http.exchange import header_of
+from mlserve.http.fail_fast import fail_fast_validator
 from mlserve.model import safe_details
 from mlserve.payloads import Upload
 
@@ -34,6 +36,9 @@ _LIMIT = "mlserve.body_limit"
 _NOT_FINITE = "The body holds a number that is not finite, which JSON has not."
 _KINDS = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _ATOMS = frozenset({str, int, bool, bytes, type(None)})
+_COLLECTIONS = (list, tuple, set, frozenset)
+_LARGE_BYTES = 2**19  # from here on, noting every wrong item would cost more than it tells
+_FLATTENED_LEVELS = 4  # a list may hold itself: nested ones are not joined without end
 _holding_floats: WeakKeyDictionary[TypeAdapter[Any], bool] = WeakKeyDictionary()
 
 
@@ -139,8 +144,9 @@ def parse_json(adapter: TypeAdapter[Any], body: bytes) -> Any:
     """
     if b"NaN" in body or b"Infinity" in body:
         _refuse_constants(body)
+    validator = adapter if len(body) <= _LARGE_BYTES else fail_fast_validator(adapter)
     try:
-        value = adapter.validate_json(body)
+        value = validator.validate_json(body)
     except ValidationError as exc:
         raise _as_request_error(exc, "body") from exc
     if not _is_finite(adapter, value):
@@ -278,7 +284,7 @@ def _has_non_finite(value: Any) -> bool:
         return not math.isfinite(value)
     if type(value) in _ATOMS:
         return False
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, _COLLECTIONS):
         return _any_non_finite(value)
     if isinstance(value, Mapping):
         return _any_non_finite(value.values())
@@ -293,12 +299,14 @@ def _fields_of(value: Any) -> list[Any]:
     return []
 
 
-def _any_non_finite(values: Iterable[Any]) -> bool:
+def _any_non_finite(values: Iterable[Any], level: int = 0) -> bool:
     kinds = set(map(type, values))
     if kinds <= _ATOMS:
         return False
     if kinds == {float}:  # at the speed of C: a request may be a million of them
         return not all(map(math.isfinite, values))
+    if kinds == {list} and level < _FLATTENED_LEVELS:  # so may a list of vectors
+        return _any_non_finite(list(chain.from_iterable(values)), level + 1)
     return any(map(_has_non_finite, values))
 
 
