@@ -21,7 +21,10 @@ _MAX_LISTED = 10_000
 _LONGEST_PART = 64
 _MAX_PARTS = 16
 _LONGEST_MESSAGE = 200
-_QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
+_QUOTING_INPUT = {
+    "import_error": "Input should be a valid import string",
+    "union_tag_invalid": "Input tag does not match any of the expected tags",
+}
 
 
 class Model:

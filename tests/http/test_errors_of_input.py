@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from ipaddress import IPv4Address
+from re import Pattern
 from typing import Any, Literal
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import BaseModel
+from pydantic import AnyUrl, BaseModel, Field, ImportString
 from tests.http.answers import error_of
 
 from mlserve import Limits, ModelHandler, ModelServer
@@ -245,3 +250,33 @@ def test_a_bad_query_of_the_get_twin_is_a_validation_error() -> None:
     assert error_of(wrong, 422, "validation_error")["param"] == "n"
     assert CANARY not in wrong.text
     assert missing.json()["detail"][0]["loc"] == ["query", "n"]
+
+
+def test_no_message_of_pydantics_own_types_quotes_the_input() -> None:
+    class Cat(BaseModel):
+        kind: Literal["cat"]
+
+    class Dog(BaseModel):
+        kind: Literal["dog"]
+
+    class Typed(BaseModel):
+        path: ImportString[Any]
+        pet: Cat | Dog = Field(discriminator="kind")
+        url: AnyUrl
+        id: UUID
+        at: datetime
+        price: Decimal
+        address: IPv4Address
+        pattern: Pattern[str]
+
+    class Take(ModelHandler[Typed, int]):
+        def infer(self, inputs: list[Typed]) -> list[int]:
+            return [1 for _ in inputs]
+
+    wrong = dict.fromkeys(Typed.model_fields, f"({CANARY}") | {"pet": {"kind": CANARY}}
+    with TestClient(ModelServer().add("m", Take).build()) as client:
+        answer = client.post(PREDICT, json=wrong)
+
+    error_of(answer, 422, "validation_error")
+    assert len(answer.json()["detail"]) == len(wrong)
+    assert CANARY not in answer.text
