@@ -35,7 +35,7 @@ __all__ = ["Engine", "Statistics"]
 
 logger = get_logger(__name__)
 
-_UNLOAD_AFTER_FAILURE_S = 5.0
+_UNLOAD_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._n_requests = self._n_refused = 0
+        self._draining_since = -math.inf
         self._load_timeout_s: float | None = None
         self._health_period_s = math.inf
         self._lane = self._open_lane()
@@ -122,7 +123,7 @@ class Engine:
         except Exception as exc:
             self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
-            await self._close(self._lane, _UNLOAD_AFTER_FAILURE_S)
+            await self._close(self._lane, _UNLOAD_S)
             raise
         if n_examples == 0:
             logger.warning("Model %s has no `examples`: nothing was warmed up.", self.spec.name)
@@ -136,6 +137,7 @@ class Engine:
         """Begin to drain: what is in flight goes on, nothing new is admitted."""
         if self.lifecycle.can_move(ModelState.DRAINING):
             self.lifecycle.move(ModelState.DRAINING)
+            self._draining_since = self.clock()
 
     async def drain(self, drain_s: float) -> None:
         """
@@ -161,8 +163,8 @@ class Engine:
             drain_s: As for `drain`.
         """
         await self.drain(drain_s)
-        closings = (self._close(lane, max(drain_s, 1.0)) for lane in list(self._lanes))
-        await asyncio.gather(*closings)
+        lanes = list(self._lanes)
+        await asyncio.gather(*(self._close(lane, self._unload_s(lane, drain_s)) for lane in lanes))
         if self.lifecycle.can_move(ModelState.STOPPED):
             self.lifecycle.move(ModelState.STOPPED)
 
@@ -192,7 +194,7 @@ class Engine:
                     await new.pool.start(_nothing)
                 self._require_reloadable()  # it may have been shut down meanwhile
             except BaseException:
-                await self._close(new, _UNLOAD_AFTER_FAILURE_S)
+                await self._close(new, _UNLOAD_S)
                 raise
             self._lane = new
             self._n_requests = self._n_refused = 0
@@ -267,6 +269,13 @@ class Engine:
             out_of_memory=batcher.n_out_of_memory,
             refused=self._n_refused,
         )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a request may be refused: at least a batch waits, or the model does not serve."""
+        queue = self._lane.queue
+        few = min(self.spec.batching.max_size, queue.capacity)
+        return queue.occupied >= few or not self.lifecycle.is_ready
 
     def require_room(self, budget_s: float, priority: int) -> None:
         """
@@ -350,6 +359,12 @@ class Engine:
             logger.error("model.unload.abandoned", extra=self._about())
         if lane in self._lanes:
             self._lanes.remove(lane)
+
+    def _unload_s(self, lane: Lane, drain_s: float) -> float:
+        """Say how long a lane's hooks, then `unload`, may take at the shutdown, in seconds."""
+        # Hooks that serve have what is left of the drain; a `load` that runs has nothing to finish.
+        left_s = drain_s - (self.clock() - self._draining_since) if lane.pool.n_serving else 0.0
+        return max(left_s, min(drain_s, _UNLOAD_S), 1.0)
 
     def _note_warming(self) -> None:
         if self.lifecycle.state is ModelState.LOADING:

@@ -293,8 +293,9 @@ class DrainingError(CapacityError):
 
     code = "draining"
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"Model `{model}` is shutting down. Send the request to another server.")
+    def __init__(self, model: str | None = None) -> None:
+        what = "The server" if model is None else f"Model `{model}`"
+        super().__init__(f"{what} is shutting down. Send the request to another server.")
         self.model = model
 
 

@@ -92,7 +92,7 @@ def status_table() -> str:
 
 
 def access_log_keys() -> list[str]:
-    return [name for name in InferenceLine.__dataclass_fields__ if name != "annotations"]
+    return list(InferenceLine.__annotations__)
 
 
 def with_tables(page: Path, contents: dict[str, str]) -> str:

@@ -49,6 +49,8 @@ class Connection(HttpToolsProtocol):
 
     Args:
         settings: How large a head may be and how long it may take.
+        refuse: Gives the whole answer to a request that is refused before the application sees it,
+            `None` for any other; takes its scope, and the headers that every answer has here.
         config: uvicorn's configuration.
         server_state: What uvicorn's connections share.
         app_state: What the lifespan gave.
@@ -58,6 +60,7 @@ class Connection(HttpToolsProtocol):
     def __init__(
         self,
         settings: ServerSettings,
+        refuse: Callable[[Scope, list[tuple[bytes, bytes]]], bytes | None],
         *,
         config: Config,
         server_state: ServerState,
@@ -66,12 +69,14 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._settings = settings
+        self._refuse_early = refuse
         self._gathered: GatheredTransport | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._body_bytes = 0
         self._n_chunks = self._framing_bytes = 0
         self._is_in_head = False
+        self._began_now = False  # whether the latest head began with what was received last
         self._is_refusing = False
         self._send_timer: asyncio.TimerHandle | None = None
         # The request that is being answered; `cycle` is the last one that was read.
@@ -121,7 +126,7 @@ class Connection(HttpToolsProtocol):
         if self._is_refusing or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        cycle, n_body = self._latest, self._body_bytes
+        cycle, n_body, self._began_now = self._latest, self._body_bytes, False
         try:
             self._feed(data)
         except httptools.HttpParserError as exc:
@@ -129,7 +134,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(refusal if isinstance(refusal, HTTPException) else bad_request())
             return
         if self._is_in_head:
-            self._bound_head(len(data))
+            self._bound_head(self._n_of_head(len(data)))
         elif cycle is not None and cycle is self._latest and cycle.more_body:
             self._bound_framing(len(data) - (self._body_bytes - n_body))
 
@@ -159,7 +164,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         # Weakly: what has ended is freed at once, and does not wait for the collector.
         cast("Scope", self.scope)[_CONNECTION] = ref(self)
-        self._is_in_head = True
+        self._is_in_head = self._began_now = True
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0
         if self._is_ending and self._is_idle:
@@ -249,7 +254,21 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        # Behind others that wait, each would be refused within the one before.
+        refusal = None
+        if not (self._is_ending or self.pipeline):
+            headers = self.server_state.default_headers
+            if not cycle.keep_alive:
+                headers = [*headers, (b"connection", b"close")]
+            refusal = self._refuse_early(cast("Scope", cycle.scope), headers)
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        self.transport.write(refusal)
+        cycle.response_started = cycle.response_complete = True  # what follows of it is ignored
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     @property
     def _is_idle(self) -> bool:
@@ -279,9 +298,15 @@ class Connection(HttpToolsProtocol):
             return
         latest = self._latest
         if self._is_in_head or (latest is not None and latest.more_body and not self._is_idle):
-            self._refuse(DrainingError("any"))
+            self._refuse(DrainingError())
         elif self._is_idle:
             self.transport.close()
+
+    def _n_of_head(self, n_received: int) -> int:
+        """Say how much of what was received belongs to the head that has not ended."""
+        if not self._began_now:
+            return n_received
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _bound_head(self, n_bytes: int) -> None:
         """Bound a head that has not ended with what has been received."""

@@ -21,10 +21,19 @@ from mlserve.errors import MLServeError, SchemaViolationError
 from mlserve.http.exchange import EXCHANGE, request_id_of
 from mlserve.model import safe_details
 
-__all__ = ["EXCEPTION_HANDLERS", "documented_errors", "error_body", "error_info", "handle_error"]
+__all__ = [
+    "EXCEPTION_HANDLERS",
+    "documented_errors",
+    "error_body",
+    "error_info",
+    "error_response",
+    "handle_error",
+]
 
 logger = logging.getLogger(__name__)
 
+# ASCII only: a lone surrogate in a message must not break the answer.
+_encoder = json.JSONEncoder(ensure_ascii=True, default=str)
 _MAX_BODY_BYTES = 4096
 _MAX_MESSAGE = 1000
 _MAX_PARAM = 128
@@ -100,6 +109,11 @@ class _Answer:
 def error_info(error: Exception, request_id: str) -> dict[str, Any]:
     """Make the error member alone: for a body that says more than the error."""
     return _describe(error).info(request_id)
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """Make the response of an exception, for who does not send it through an application."""
+    return _describe(error).response(request_id)
 
 
 def error_body(error: Exception, request_id: str) -> bytes:
@@ -208,5 +222,4 @@ def _as_json(answer: _Answer, request_id: str) -> bytes:
 
 def _dump(error: dict[str, Any], detail: list[dict[str, object]] | None) -> bytes:
     body = {"error": error} if detail is None else {"error": error, "detail": detail}
-    # ASCII only: a lone surrogate in a message must not break the answer.
-    return json.dumps(body, ensure_ascii=True, default=str).encode()
+    return _encoder.encode(body).encode()

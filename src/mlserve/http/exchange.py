@@ -7,12 +7,11 @@ It wraps `send`, so it sees every answer, those of error handlers and of streams
 import itertools
 import os
 import time
-from dataclasses import replace
 from typing import Any
 
 from starlette.types import Message, Scope, Send
 
-from mlserve.job import Job
+from mlserve.job import Job, StageTimes
 from mlserve.observability.access_log import InferenceLine, log_inference
 from mlserve.settings import ServerSettings
 
@@ -26,6 +25,7 @@ REQUEST_ID = "mlserve.request_id"
 _MAX_REQUEST_ID = 128
 _process = os.urandom(6).hex()
 _numbers = itertools.count(1)
+_NO_TIMES = StageTimes()
 
 
 def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
@@ -77,14 +77,17 @@ class Exchange:
         self._bytes_out = 0
         scope[EXCHANGE] = self
 
+    @property
+    def id_header(self) -> tuple[bytes, bytes]:
+        """The header that carries the request id."""
+        return self._settings.request_id_header.lower().encode(), self.request_id.encode()
+
     async def send(self, message: Message) -> None:
         """Send on, adding the headers that every answer has."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = list(message.get("headers", ()))
-            headers.append(
-                (self._settings.request_id_header.lower().encode(), self.request_id.encode())
-            )
+            headers.append(self.id_header)
             if self.job is not None:
                 headers.append((b"server-timing", _server_timing(self.job)))
             message = {**message, "headers": headers}
@@ -97,32 +100,34 @@ class Exchange:
         """Let go of a request that was answered, with its payload."""
         scope.pop(EXCHANGE, None)
 
+    def close(self, status: int, code: str, bytes_out: int) -> None:
+        """Finish an exchange whose whole answer is sent by somebody else."""
+        self._status, self.code, self._bytes_out = status, code, bytes_out
+        self.finish()
+
     def finish(self) -> None:
         """Write the line of the access log."""
         if not self._settings.access_log:
             return
-        times = self.job.times if self.job is not None else None
-        line = InferenceLine(
-            request_id=self.request_id,
-            model=self._model,
-            version=self._version,
-            status=self._status or 499,
-            code=self.code,
-            bytes_in=self.bytes_in,
-            bytes_out=self._bytes_out,
-            total_ms=_ms(time.perf_counter() - self._started),
-            queue_ms=_ms(times.queue_s) if times else 0.0,
-            preprocess_ms=_ms(times.preprocess_s) if times else 0.0,
-            infer_ms=_ms(times.infer_s) if times else 0.0,
-            postprocess_ms=_ms(times.postprocess_s) if times else 0.0,
-            batch_size=times.batch_size if times else 0,
-            chunks=times.chunks if times else 0,
-            annotations=dict(self.job.call.annotations) if self.job is not None else {},
-        )
-        try:
-            log_inference(line)
-        except Exception:  # noqa: BLE001 - hooks annotate what they like; the answer is sent
-            log_inference(replace(line, annotations={}))
+        job = self.job
+        times = job.times if job is not None else _NO_TIMES
+        facts: InferenceLine = {
+            "request_id": self.request_id,
+            "model": self._model,
+            "version": self._version,
+            "status": self._status or 499,
+            "code": self.code,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self._bytes_out,
+            "total_ms": _ms(time.perf_counter() - self._started),
+            "queue_ms": _ms(times.queue_s),
+            "preprocess_ms": _ms(times.preprocess_s),
+            "infer_ms": _ms(times.infer_s),
+            "postprocess_ms": _ms(times.postprocess_s),
+            "batch_size": times.batch_size,
+            "chunks": times.chunks,
+        }
+        log_inference(facts, job.call.annotations if job is not None else {})
 
 
 def _server_timing(job: Job) -> bytes:

@@ -39,7 +39,7 @@ def make_ready(registry: Registry) -> Callable[..., Any]:
         )
         if is_ready:
             return JSONResponse({"status": "ready", "models": models})
-        reason = DrainingError("any") if registry.is_draining else _why_not(engines)
+        reason = DrainingError() if registry.is_draining else _why_not(engines)
         error = error_info(reason, request_id_of(request.scope))
         body = {"status": "not_ready", "models": models, "error": error}
         return JSONResponse(body, 503, {"Retry-After": "1"})

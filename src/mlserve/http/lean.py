@@ -33,14 +33,19 @@ class ServingApp(FastAPI):
             }
         return super().build_middleware_stack()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+    def lean_route(self, scope: Scope) -> ModelRoute | None:
+        """Give the route that may answer a request past FastAPI's stack, if one does."""
         # Where a root path stands before the routes' own paths, the router knows what is left.
         is_plain = scope["type"] == "http" and not (scope.get("root_path") or self.root_path)
-        if self._lean_routes is not None and is_plain:
-            route = self._lean_routes.get((scope["method"], scope["path"]))
-            if route is not None:
-                scope["app"] = self
-                await route.handle(scope, receive, send)
-                return
+        if self._lean_routes is None or not is_plain:
+            return None
+        return self._lean_routes.get((scope["method"], scope["path"]))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        route = self.lean_route(scope)
+        if route is not None:
+            scope["app"] = self
+            await route.handle(scope, receive, send)
+            return
         await super().__call__(scope, receive, send)

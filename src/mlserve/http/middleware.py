@@ -1,5 +1,6 @@
 """What stands around every route of a built application. Pure ASGI."""
 
+import asyncio
 import logging
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import handle_error
 from mlserve.http.exchange import request_id_of
+from mlserve.http.shutdown import answer_cancelled
 
 __all__ = ["ServingMiddleware"]
 
@@ -57,6 +59,10 @@ class ServingMiddleware:
                 raise  # once it has started, the connection must break: half an answer is sent
             response = await handle_error(Request(scope, limited), exc)
             await response(scope, limited, send_with_id)
+        except asyncio.CancelledError as exc:
+            if not has_started:
+                await answer_cancelled(Request(scope, limited), send_with_id, exc)
+            raise
         finally:
             BodyLimit.forget(scope)
 

@@ -16,7 +16,7 @@ from mlserve.model import Model
 from mlserve.payloads import Binary
 from mlserve.settings import ServerSettings
 
-__all__ = ["PredictEndpoint", "new_job"]
+__all__ = ["PredictEndpoint", "new_job", "require_room"]
 
 
 class PredictEndpoint:
@@ -60,10 +60,8 @@ async def new_job(
         CapacityError: If there is no room for it; its body has not been read then.
     """
     exchange: Exchange = request.scope[EXCHANGE]
-    contract, limits = model.engine.spec.contract, model.engine.spec.limits
-    budget_s = _budget_s(request, limits.stream_timeout_s if is_stream else limits.timeout_s)
-    priority = _priority(request) if limits.priorities else 0
-    model.engine.require_room(math.inf if is_stream else budget_s, priority)
+    contract = model.engine.spec.contract
+    budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
     if request.method == "GET":
         await read_body(request, settings.body_timeout_s)  # discarded: the query says it all
         payload = parse_query(contract.request, request)
@@ -84,8 +82,31 @@ async def new_job(
     return job
 
 
-def _budget_s(request: Request, longest_s: float) -> float:
-    text = request.headers.get("x-request-timeout")
+def require_room(headers: Mapping[str, str], model: Model, *, is_stream: bool) -> tuple[float, int]:
+    """
+    Refuse a request that there is no room for, by what its head says.
+
+    Args:
+        headers: The request's; its body has not been read.
+        model: Whose request it is.
+        is_stream: Whether it asks for a stream.
+
+    Returns:
+        Its whole time in seconds, and its priority.
+
+    Raises:
+        RequestError: If a header is malformed.
+        CapacityError: If there is no room for it.
+    """
+    limits = model.engine.spec.limits
+    budget_s = _budget_s(headers, limits.stream_timeout_s if is_stream else limits.timeout_s)
+    priority = _priority(headers) if limits.priorities else 0
+    model.engine.require_room(math.inf if is_stream else budget_s, priority)
+    return budget_s, priority
+
+
+def _budget_s(headers: Mapping[str, str], longest_s: float) -> float:
+    text = headers.get("x-request-timeout")
     if text is None:
         return longest_s
     try:
@@ -97,8 +118,8 @@ def _budget_s(request: Request, longest_s: float) -> float:
     return min(wanted_s, longest_s)
 
 
-def _priority(request: Request) -> int:
-    text = request.headers.get("x-request-priority", "0")
+def _priority(headers: Mapping[str, str]) -> int:
+    text = headers.get("x-request-priority", "0")
     if len(text) != 1 or text not in "0123456789":
         raise InvalidInputError(
             "The header `X-Request-Priority` must be a digit from 0 (first) to 9.",

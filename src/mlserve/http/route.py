@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mlserve.errors import DrainingError, MLServeError
+from mlserve.errors import MLServeError
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import handle_error
 from mlserve.http.exchange import Exchange
-from mlserve.http.shutdown import LAST_WORDS_S, MODEL, is_shutdown
+from mlserve.http.shutdown import MODEL, answer_cancelled
 from mlserve.settings import ServerSettings
 
 __all__ = ["Answer", "ModelRoute", "ServerRoute"]
@@ -60,6 +60,10 @@ class ServerRoute(APIRoute):
         return HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods or ()))})
 
 
+def _always_room(scope: Scope) -> None:
+    """What belongs to no model is never crowded."""
+
+
 class ModelRoute(APIRoute):
     """
     A route of one model.
@@ -72,6 +76,8 @@ class ModelRoute(APIRoute):
         model: The model's name, for the log.
         version: The model's version, for the log.
         max_body_bytes: How large a body may be.
+        require_room: Raises a `CapacityError` for a request whose head is known and nothing else,
+            if the model has no room for it.
         options: What FastAPI's route takes.
     """
 
@@ -85,13 +91,15 @@ class ModelRoute(APIRoute):
         model: str,
         version: str,
         max_body_bytes: int,
+        require_room: Callable[[Scope], None] = _always_room,
         **options: Any,
     ) -> None:
         self._answer = answer
         self._settings = settings
-        self._model = model
-        self._version = version
+        self.model = model
+        self.version = version
         self._max_body_bytes = max_body_bytes
+        self.require_room = require_room
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -115,8 +123,8 @@ class ModelRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
-        exchange = Exchange(scope, send, self._settings, self._model, self._version)
-        scope[MODEL] = self._model
+        exchange = Exchange(scope, send, self._settings, self.model, self.version)
+        scope[MODEL] = self.model
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
             if self.dependant.dependencies and scope["method"] in (self.methods or ()):
@@ -145,7 +153,7 @@ class ModelRoute(APIRoute):
             await self.app(scope, receive, noting)
         except asyncio.CancelledError as exc:
             if not has_started:
-                await self._answer_cancelled(Request(scope, receive), send, exc)
+                await answer_cancelled(Request(scope, receive), send, exc, self.model)
             raise
 
     async def _answer_directly(self, request: Request, send: Send) -> None:
@@ -155,23 +163,11 @@ class ModelRoute(APIRoute):
                 raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
             response = await self._answer(request)
         except asyncio.CancelledError as exc:
-            await self._answer_cancelled(request, send, exc)
+            await answer_cancelled(request, send, exc, self.model)
             raise
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             response = await handle_error(request, exc)
         await response(request.scope, request.receive, send)
-
-    async def _answer_cancelled(
-        self, request: Request, send: Send, cancelled: asyncio.CancelledError
-    ) -> None:
-        """Answer a request whose task the server cancels: its own answer would be a bare 500."""
-        if not is_shutdown(request.scope, cancelled):
-            return
-        response = await handle_error(request, DrainingError(self._model))
-        response.headers["Connection"] = "close"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await response(request.scope, request.receive, send)
 
 
 def _keep_our_errors(scope: Scope) -> None:

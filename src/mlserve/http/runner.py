@@ -4,6 +4,7 @@ import asyncio
 import logging
 import logging.config
 import math
+import signal
 import sys
 from functools import partial
 from types import FrameType
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 
 from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
+from mlserve.http.gate import Gate
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.registry import Registry
@@ -76,7 +78,7 @@ def make_config(app: Any, registry: Registry | None, **options: Any) -> uvicorn.
     """
     settings = registry.settings if registry is not None else ServerSettings()
     config: dict[str, Any] = {
-        "http": partial(Connection, settings),
+        "http": partial(Connection, settings, Gate(app, settings).refusal),
         "log_config": None,
         "access_log": False,
         "server_header": False,
@@ -164,6 +166,9 @@ class _Server(uvicorn.Server):
         is_first, self.is_ending = not self.is_ending, True
         if self._loop is None:
             self.should_exit = True
+        elif self.force_exit:  # what is waited for is not ours: a hook or the user's lifespan
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
         elif is_first:
             logger.info("Stopping: requests in flight are finished first (again = at once).")
             grace_s = 0.0

@@ -15,15 +15,19 @@ from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from starlette.types import Scope
+from starlette.requests import Request
+from starlette.types import Scope, Send
 from uvicorn.server import HANDLED_SIGNALS
 
+from mlserve.errors import DrainingError
 from mlserve.execution.worker import TaskSet
+from mlserve.http.errors import handle_error
 from mlserve.registry import Registry
 
 __all__ = [
     "LAST_WORDS_S",
     "MODEL",
+    "answer_cancelled",
     "close_listeners",
     "draining_on_signals",
     "is_shutdown",
@@ -146,6 +150,27 @@ async def draining_on_signals(registry: Registry) -> AsyncIterator[None]:
             if signal.getsignal(number) is note:
                 signal.signal(number, handler)
         await tasks.close()
+
+
+async def answer_cancelled(
+    request: Request, send: Send, cancelled: asyncio.CancelledError, model: str | None = None
+) -> None:
+    """
+    Answer a request whose task the server cancels: the server's own answer would be a bare 500.
+
+    Args:
+        request: The request; its answer has not begun.
+        send: Its connection.
+        cancelled: How its task learnt of it; whoever cancelled it for another reason answers.
+        model: Whose request it is.
+    """
+    if not is_shutdown(request.scope, cancelled):
+        return
+    response = await handle_error(request, DrainingError(model))
+    response.headers["Connection"] = "close"
+    with suppress(TimeoutError, OSError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            await response(request.scope, request.receive, send)
 
 
 def is_shutdown(scope: Scope, cancelled: asyncio.CancelledError) -> bool:

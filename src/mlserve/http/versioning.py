@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from mlserve.errors import ConfigurationError
+from mlserve.errors import ConfigurationError, RequestError
 from mlserve.http.documented import (
     EventStreamDocument,
     body_signature,
@@ -24,7 +26,7 @@ from mlserve.http.documented import (
     takes_query,
 )
 from mlserve.http.errors import documented_errors
-from mlserve.http.predict import PredictEndpoint
+from mlserve.http.predict import PredictEndpoint, require_room
 from mlserve.http.route import Answer, ModelRoute, ServerRoute
 from mlserve.http.schemas import ErrorBody
 from mlserve.http.stream import StreamEndpoint
@@ -220,6 +222,7 @@ class ModelRoutes:
             model=spec.name,
             version=spec.version,
             max_body_bytes=spec.limits.max_body_bytes,
+            require_room=_door_of(mount.model, is_stream=isinstance(answer, StreamEndpoint)),
         )
         self._app.router.add_api_route(
             full_path,
@@ -276,6 +279,17 @@ class _FallbackRoute(ModelRoute):
 
 async def _no_such_model(name: str) -> None:
     """Never called: its signature names the path's parameter."""
+
+
+def _door_of(model: Model, *, is_stream: bool) -> Callable[[Scope], None]:
+    """Make what refuses a request by its head where the model is crowded."""
+
+    def require(scope: Scope) -> None:
+        if model.engine.is_crowded:
+            with suppress(RequestError):  # a header that is malformed is the route's to refuse
+                require_room(Headers(scope=scope), model, is_stream=is_stream)
+
+    return require
 
 
 def _as_function(answer: Answer) -> Answer:

@@ -7,10 +7,18 @@ No body, header, key or query string ever gets here.
 
 import json
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
-__all__ = ["AccessLogFormatter", "InferenceLine", "JsonFormatter", "log_inference"]
+__all__ = [
+    "AccessLogFormatter",
+    "InferenceLine",
+    "InferenceRecord",
+    "JsonFormatter",
+    "log_inference",
+]
 
 logger = logging.getLogger("mlserve.access")
 
@@ -22,8 +30,7 @@ _OWN_KEYS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceLine:
+class InferenceLine(TypedDict):
     """The facts of one inference; times are in milliseconds, as the field writes them."""
 
     request_id: str
@@ -40,20 +47,56 @@ class InferenceLine:
     postprocess_ms: float
     batch_size: int
     chunks: int
-    annotations: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give the line's keys in their order; what hooks annotated comes last."""
-        names = self.__dataclass_fields__
-        line = {name: getattr(self, name) for name in names if name != "annotations"}
-        return line | {key: value for key, value in self.annotations.items() if key not in line}
 
 
-def log_inference(line: InferenceLine) -> None:
+class InferenceRecord(logging.LogRecord):
+    """
+    One line of the access log; its message is a JSON object, made when somebody reads it.
+
+    Args:
+        facts: The facts; not changed from here on.
+        annotations: What hooks have noted; what is named as a fact is left out.
+    """
+
+    def __init__(self, facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
+        # Not the base's: it looks for a caller and names of thread and process, which say nothing
+        # here and cost more than all else that is done for the line.
+        vars(self).update(_BLANK)
+        self.created = time.time()  # noqa: TID251 - the date that a record has
+        self.msecs = self.created % 1 * 1000
+        self.thread = threading.get_ident()
+        self.inference: dict[str, Any] = {**annotations, **facts} if annotations else {**facts}
+
+    def getMessage(self) -> str:  # noqa: N802 - the library's name
+        """Give the facts as a JSON object, those first that every line has."""
+        return self.as_json()
+
+    def as_json(self, head: Mapping[str, Any] | None = None) -> str:
+        """
+        Give the facts as a JSON object.
+
+        Args:
+            head: What stands before them.
+        """
+        facts = {name: self.inference[name] for name in _FACTS}
+        try:
+            return _as_json({**(head or {}), **facts, **self.inference})
+        except Exception:  # noqa: BLE001 - hooks annotate what they like
+            return _as_json({**(head or {}), **facts})
+
+
+_FACTS = tuple(InferenceLine.__annotations__)
+_BLANK = vars(logging.LogRecord(logger.name, logging.INFO, __file__, 0, "", (), None)) | {
+    "processName": None,
+    "threadName": None,
+    "taskName": None,
+}
+
+
+def log_inference(facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
     """Write one line; costs nothing when the logger is off."""
     if logger.isEnabledFor(logging.INFO):
-        values = line.as_dict()
-        logger.info("%s", _as_json(values), extra={"inference": values})
+        logger.handle(InferenceRecord(facts, annotations))
 
 
 class AccessLogFormatter(logging.Formatter):
@@ -61,11 +104,11 @@ class AccessLogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record as readable text."""
-        facts = getattr(record, "inference", None)
-        if facts is None:
+        if not isinstance(record, InferenceRecord):
             text = super().format(record)
             extra = _extra_of(record)
             return f"{text} {extra}" if extra else text
+        facts = record.inference
         stages = ", ".join(
             f"{name} {facts[f'{name}_ms']:.1f}"
             for name in ("queue", "preprocess", "infer", "postprocess")
@@ -84,14 +127,13 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record as JSON; what was given as `extra` stands beside the message."""
-        facts = getattr(record, "inference", None)
         line: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        if facts is not None:
-            return _as_json(line | facts)
+        if isinstance(record, InferenceRecord):
+            return record.as_json(line)
         line["message"] = record.getMessage()
         line |= _extra_of(record)
         if record.exc_info and not record.exc_text:

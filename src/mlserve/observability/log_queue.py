@@ -10,16 +10,21 @@ import logging
 import os
 import select
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from logging.handlers import QueueHandler, QueueListener
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from logging.handlers import QueueHandler
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from mlserve.observability.access_log import InferenceRecord
 
 __all__ = ["QueuedHandler", "StderrHandler", "queued_logging", "stderr_handler"]
 
 _CAPACITY = 10_000
 _FLUSH_S = 2.0
+_GATHER_S = 0.05
 _formatter = logging.Formatter()
 
 
@@ -47,11 +52,22 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, waiting for the reader; if there is none any more the line is lost."""
+        self._write_all(self._line(record))
+
+    def handle_all(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write several lines at once: each write wakes the reader, and lets other threads run."""
+        data = b"".join(self._line(record) for record in records if self.filter(record))
+        with self.lock or nullcontext():
+            self._write_all(data)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
         try:
             line = self.format(record)
         except Exception as exc:  # noqa: BLE001 - what stands in a record may be anything
             line = f"{record.levelname} {record.name}: log.format.failed {type(exc).__name__}"
-        data = f"{line}\n".encode(errors="backslashreplace")
+        return f"{line}\n".encode(errors="backslashreplace")
+
+    def _write_all(self, data: bytes) -> None:
         try:
             while data:
                 data = data[self._write(data) :]
@@ -90,6 +106,8 @@ class QueuedHandler(QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Make the text of what may change or weigh much by the time it is written."""
+        if isinstance(record, InferenceRecord):
+            return record
         prepared = copy.copy(record)
         prepared.msg, prepared.args = record.getMessage(), None
         if record.exc_info:
@@ -117,7 +135,7 @@ class QueuedHandler(QueueHandler):
             self._say_dropped()
         finally:
             self.release()
-        self._listener.enqueue_sentinel()
+        self._listener.finish()
 
     def wait(self, timeout_s: float) -> bool:
         """
@@ -144,18 +162,52 @@ class QueuedHandler(QueueHandler):
             self._records.put(logging.makeLogRecord(facts))
 
 
-class _Listener(QueueListener):
-    """A listener that outlives what its handler raises, and is not waited for for ever."""
+class _Listener:
+    """
+    The thread that writes; outlives what its handler raises, and is not waited for for ever.
 
-    def handle(self, record: logging.LogRecord) -> None:
-        with suppress(Exception):  # there is no other place to tell it to
-            super().handle(record)
+    It writes what has gathered since it looked last: waking it for each record would stop the
+    event loop each time.
+    """
+
+    def __init__(self, records: "SimpleQueue[logging.LogRecord | None]", handler: Any) -> None:
+        self._records = records
+        self._handler = handler
+        self._is_ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlserve-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._records.put(None)
+        self._is_ending.set()
 
     def wait(self, timeout_s: float) -> bool:
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout_s)
-        return thread is None or not thread.is_alive()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (record := self._records.get()) is not None:
+            self._is_ending.wait(_GATHER_S)
+            records = [record, *self._waiting()]
+            ends = None in records
+            self._handle([record for record in records if record is not None])
+            if ends:
+                return
+
+    def _waiting(self) -> Iterator[logging.LogRecord | None]:
+        with suppress(Empty):
+            while True:
+                yield self._records.get_nowait()
+
+    def _handle(self, records: list[logging.LogRecord]) -> None:
+        if isinstance(self._handler, StderrHandler):
+            self._handler.handle_all(records)
+            return
+        for record in records:
+            with suppress(Exception):  # there is no other place to tell it to
+                self._handler.handle(record)
 
 
 @contextmanager
