@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from mlserve.errors import DrainingError
 from mlserve.http.refusal import bad_request, refusal, require_one_meaning
+from mlserve.http.timer import Timer
 from mlserve.http.transport import GatheredTransport
 from mlserve.settings import ServerSettings
 
@@ -32,6 +33,7 @@ _CONNECTION = "mlserve.connection"
 _MAX_CHUNKS = 65_536
 _FRAMING_BYTES = 64
 _PER_HEADER_BYTES = 4  # what a header takes on the wire beside its name and value
+_SPARE_S = 0.5  # who reads a body has a bound of its own, and knows better what to say
 _SILENT_S = 1.0  # an idle connection is closed once its client has said nothing for so long
 _UNFINISHED_S = 0.5  # how long a request that is here by half is waited for at the shutdown
 
@@ -71,19 +73,21 @@ class Connection(HttpToolsProtocol):
         self._settings = settings
         self._refuse_early = refuse
         self._gathered: GatheredTransport | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+        # Runs while the client owes us something: a head, the rest of a body, or any sign of life.
+        self._arrival = Timer(self.loop)
         self._head_bytes = 0
         self._body_bytes = 0
         self._n_chunks = self._framing_bytes = 0
         self._is_in_head = False
         self._began_now = False  # whether the latest head began with what was received last
         self._is_refusing = False
-        self._send_timer: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
+        self._reading = Timer(self.loop)
         # The request that is being answered; `cycle` is the last one that was read.
         self._answering: RequestResponseCycle | None = None
         self._on_leave: Callable[[], None] | None = None
         self._is_ending = False
-        self._end_timer: asyncio.TimerHandle | None = None
+        self._ending = Timer(self.loop)
         # The request whose answer says that the connection closes.
         self._closing: RequestResponseCycle | None = None
 
@@ -109,13 +113,12 @@ class Connection(HttpToolsProtocol):
         """Begin: a client that sends no request in time is not waited for."""
         self._gathered = GatheredTransport(transport, self.loop)
         super().connection_made(self._gathered)
-        self._await_head()
+        self._bound_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whoever answers this client is told."""
-        self._stop_head_timer()
-        self._stop_send_timer()
-        self._stop_end_timer()
+        for timer in (self._arrival, self._reading, self._ending):
+            timer.stop()
         if self._gathered is not None:
             self._gathered.lost()
         super().connection_lost(exc)
@@ -137,6 +140,8 @@ class Connection(HttpToolsProtocol):
             self._bound_head(self._n_of_head(len(data)))
         elif cycle is not None and cycle is self._latest and cycle.more_body:
             self._bound_framing(len(data) - (self._body_bytes - n_body))
+        if not (self._arrival.is_running or self._is_refusing):
+            self._bound_wait()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -145,7 +150,7 @@ class Connection(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as exc:
                 if self._should_upgrade():
-                    self._stop_head_timer()
+                    self._arrival.stop()
                     self.handle_websocket_upgrade()
                     return
                 # The parser takes a request that offers an upgrade for one without a body. Java's
@@ -168,7 +173,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0
         if self._is_ending and self._is_idle:
-            self._await_end(_UNFINISHED_S)
+            self._ending.start(_UNFINISHED_S, self._end)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those that come after the body are not read as the request's."""
@@ -195,12 +200,14 @@ class Connection(HttpToolsProtocol):
             return
         if self._gathered is not None:
             self._gathered.has_unread = False
+        self._arrival.stop()
         super().on_message_complete()
+        self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
 
     def on_headers_complete(self) -> None:
         """Start to answer, unless the head is too large or says two things at once."""
         self._is_in_head = False
-        self._stop_head_timer()
+        self._arrival.stop()
         self._head_bytes = len(self.url) + sum(
             len(name) + len(value) + _PER_HEADER_BYTES for name, value in self.headers
         )
@@ -225,7 +232,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._is_ending and self._is_idle and not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            self._await_end(_SILENT_S)
+            self._ending.start(_SILENT_S, self._end)
 
     def shutdown(self) -> None:
         """
@@ -240,7 +247,8 @@ class Connection(HttpToolsProtocol):
         latest = self._latest
         if latest is not None and not latest.response_started:
             self._close_after(latest)
-        self._await_end(_SILENT_S if self._is_idle and not self._is_in_head else _UNFINISHED_S)
+        is_silent = self._is_idle and not self._is_in_head
+        self._ending.start(_SILENT_S if is_silent else _UNFINISHED_S, self._end)
 
     def pause_writing(self) -> None:
         """Hold answers back: the client reads more slowly than they are written."""
@@ -249,7 +257,7 @@ class Connection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         """Go on writing."""
-        self._stop_send_timer()
+        self._reading.stop()
         super().resume_writing()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -282,22 +290,11 @@ class Connection(HttpToolsProtocol):
         self._closing = cycle if cycle.keep_alive else None
         cycle.keep_alive = False
 
-    def _await_end(self, wait_s: float) -> None:
-        self._stop_end_timer()
-        self._end_timer = self.loop.call_later(wait_s, self._end)
-
-    def _stop_end_timer(self) -> None:
-        if self._end_timer is not None:
-            self._end_timer.cancel()
-            self._end_timer = None
-
     def _end(self) -> None:
         """Close a connection that is idle, or whose request does not arrive."""
-        self._end_timer = None
         if self._is_refusing or self.transport.is_closing():
             return
-        latest = self._latest
-        if self._is_in_head or (latest is not None and latest.more_body and not self._is_idle):
+        if self._is_in_head or (not self._is_idle and self.cycle.more_body):
             self._refuse(DrainingError())
         elif self._is_idle:
             self.transport.close()
@@ -315,9 +312,6 @@ class Connection(HttpToolsProtocol):
             self._require_small_head()
         except HTTPException as exc:
             self._refuse(exc)
-            return
-        if self._head_timer is None:
-            self._await_head()
 
     def _bound_framing(self, n_bytes: int) -> None:
         """Bound what comes with a body and is none of it: sizes and extensions of chunks."""
@@ -331,37 +325,34 @@ class Connection(HttpToolsProtocol):
             limit = self._settings.max_header_bytes
             raise HTTPException(431, f"The request's head is larger than {limit} bytes.")
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._head_is_late)
+    def _bound_wait(self) -> None:
+        """Bound the wait for what the client owes us; idle, it owes the end of what it began."""
+        if self._latest is not None and self._latest.more_body:
+            self._arrival.start(self._settings.body_timeout_s + _SPARE_S, self._is_late)
+        elif self._is_in_head or self._is_idle:
+            self._arrival.start(self._settings.head_timeout_s, self._is_late)
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _await_reader(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-
-        def look() -> None:
-            if self.transport.get_write_buffer_size() < unsent:
-                self._await_reader()
-            else:
-                logger.info("connection.send.timed_out")
-                self.transport.abort()
-
-        self._send_timer = self.loop.call_later(self._settings.send_timeout_s, look)
-
-    def _stop_send_timer(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
+    def _is_late(self) -> None:
+        latest = self._latest
         if self._is_in_head:
             self._refuse(HTTPException(408, "The request's head did not arrive in time."))
-        else:  # not a byte: there is nothing to answer
+        elif latest is None or latest.response_complete:  # there is nothing to answer
             self.transport.close()
+        elif self.flow.read_paused or latest.waiting_for_100_continue:  # it is we who are late
+            self._bound_wait()
+        else:
+            self._refuse(HTTPException(408, "The request's body did not arrive in time."))
+
+    def _await_reader(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._reading.start(self._settings.send_timeout_s, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent_bytes:
+            self._await_reader()
+        else:
+            logger.info("connection.send.timed_out")
+            self.transport.abort()
 
     def _refuse(self, error: HTTPException | DrainingError) -> None:
         """
@@ -371,7 +362,7 @@ class Connection(HttpToolsProtocol):
         an earlier request.
         """
         self._is_refusing = True
-        self._stop_head_timer()
+        self._arrival.stop()
         latest = self._latest
         if latest is None or latest.response_complete:
             self._write_refusal(error)
@@ -395,7 +386,8 @@ class Connection(HttpToolsProtocol):
 
     def _write_refusal(self, error: HTTPException | DrainingError) -> None:
         self.transport.write(refusal(error, self._settings.request_id_header))
-        self._linger()
+        if self._gathered is not None:
+            self._gathered.linger()
 
     def _leave(self) -> None:
         """Tell whoever answers this client that it waits no longer."""
@@ -406,7 +398,3 @@ class Connection(HttpToolsProtocol):
         on_leave, self._on_leave = self._on_leave, None
         if on_leave is not None:
             on_leave()
-
-    def _linger(self) -> None:
-        if self._gathered is not None:
-            self._gathered.linger()
