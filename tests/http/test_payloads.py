@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastapi import Depends, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
 from tests.http.answers import error_of
@@ -266,6 +267,33 @@ def test_a_form_that_cannot_be_read_is_a_bad_request(
     assert answer.status_code in (400, 422)
     error_of(answer, answer.status_code, answer.json()["error"]["code"])
     assert "canary" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["m", "order"])
+def test_a_form_that_breaks_off_is_refused(uploads: TestClient, name: str) -> None:
+    disposition = b'Content-Disposition: form-data; name="'
+    image = b"--b\r\n" + disposition + b'image"; filename="f"\r\n\r\nGIF\r\n'
+    note = b"--b\r\n" + disposition + b'note"\r\n\r\nhalf of it'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+
+    for content in (image, image + note, image + note + b"\r\n--b"):
+        answer = uploads.post(f"/v1/models/{name}/predict", content=content, headers=headers)
+
+        error_of(answer, 400, "bad_request")
+
+
+def test_a_dependency_may_read_the_form_before_the_model_does() -> None:
+    seen: list[Any] = []
+
+    async def look(request: Request) -> None:
+        seen.extend(await request.form())
+
+    app = ModelServer().add("m", Facts, dependencies=[Depends(look)]).build()
+    with TestClient(app) as client:
+        answer = client.post(PREDICT, files={"image": ("cat.gif", b"GIF", "image/gif")})
+
+    assert seen == ["image"]
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_form_of_a_thousand_parts_is_refused(uploads: TestClient) -> None:

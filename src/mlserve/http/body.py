@@ -27,6 +27,7 @@ from mlserve.errors import (
 from mlserve.http.connection import connection_of
 from mlserve.http.exchange import header_of
 from mlserve.http.fail_fast import fail_fast_validator
+from mlserve.http.form import parse_form
 from mlserve.model import safe_details
 from mlserve.payloads import Upload
 
@@ -198,21 +199,23 @@ async def read_upload(request: Request, contract: Contract, timeout_s: float) ->
 
 
 async def _read_form(request: Request, timeout_s: float, n_fields: int) -> dict[str, Any]:
-    limit = 16 * max(1, n_fields)
     try:
-        async with (
-            asyncio.timeout(timeout_s),
-            request.form(max_files=limit, max_fields=limit) as form,
-        ):
-            values: dict[str, Any] = {}
-            for name in form:
-                parts = [await _part(value) for value in form.getlist(name)]
-                values[name] = parts[0] if len(parts) == 1 else parts
-            return values
+        async with asyncio.timeout(timeout_s):
+            form = await parse_form(request, 16 * max(1, n_fields))
+            try:
+                return {name: await _parts(form.getlist(name)) for name in form}
+            finally:
+                await form.close()
     except TimeoutError:
         raise BodyTimeoutError(timeout_s) from None
     except ClientDisconnect:
         raise AbandonedError from None
+
+
+async def _parts(values: list[UploadFile | str]) -> Any:
+    """Give the one value of a field, or the list of them."""
+    parts = [await _part(value) for value in values]
+    return parts[0] if len(parts) == 1 else parts
 
 
 async def _part(value: UploadFile | str) -> Upload | str:
