@@ -329,7 +329,7 @@ class Connection(HttpToolsProtocol):
         """Bound the wait for what the client owes us; idle, it owes the end of what it began."""
         if self._latest is not None and self._latest.more_body:
             self._arrival.start(self._settings.body_timeout_s + _SPARE_S, self._is_late)
-        elif self._is_in_head or self._is_idle:
+        elif self._is_in_head or (self._is_idle and self.timeout_keep_alive_task is None):
             self._arrival.start(self._settings.head_timeout_s, self._is_late)
 
     def _is_late(self) -> None:

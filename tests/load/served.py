@@ -1,0 +1,41 @@
+"""What the load tests serve in a process of its own."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+from mlserve import ModelHandler, ModelServer, ServerSettings
+from mlserve.testing import EchoHandler
+
+
+class Order(BaseModel):
+    """How much is wanted."""
+
+    n_bytes: int
+    n_chunks: int = 1
+
+
+class Flood(ModelHandler[Order, str]):
+    """Gives as much as is asked for, as fast as it is taken."""
+
+    n_made: ClassVar[int] = 0
+    """How many chunks were made; written by the threads of streams."""
+
+    def infer(self, inputs: list[Order]) -> list[str]:
+        return ["x" * item.n_bytes for item in inputs]
+
+    def stream(self, item: Order) -> Iterator[str]:
+        for _ in range(item.n_chunks):
+            Flood.n_made += 1
+            yield "x" * item.n_bytes
+
+
+server = ModelServer(title="load", settings=ServerSettings(startup_wait_s=10))
+server.add("echo", EchoHandler).add("flood", Flood)
+app = server.build()
+
+
+@app.get("/chunks")
+async def chunks() -> int:
+    return Flood.n_made
