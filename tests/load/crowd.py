@@ -54,8 +54,21 @@ def connect(port: int, *, receive_buffer: int | None = None) -> socket.socket:
 
 def memory_mb(pid: int) -> float:
     """Say how much memory a process has in RAM."""
+    return _memory_mb(pid, "VmRSS:")
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Say how much memory a process had in RAM at most since `forget_peak`."""
+    return _memory_mb(pid, "VmHWM:")
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _memory_mb(pid: int, name: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
 
