@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.http.waiting import until
 
 from mlserve.observability import log_queue
-from mlserve.observability.access_log import JsonFormatter
+from mlserve.observability.access_log import InferenceLine, InferenceRecord, JsonFormatter
 from mlserve.observability.log_queue import (
     QueuedHandler,
     StderrHandler,
@@ -95,8 +95,9 @@ def listing(log: logging.Logger) -> Listing:
 
 
 @pytest.fixture(autouse=True)
-def _short_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_queue, "_FLUSH_S", FLUSH_S)
+    monkeypatch.setattr(log_queue, "_GATHER_S", 0.0)
 
 
 def record_of(message: str, **facts: Any) -> logging.LogRecord:
@@ -207,6 +208,20 @@ def test_an_exception_is_written_with_its_traceback_and_not_kept(
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("ValueError: one of these")
     assert listing.records[0].exc_info is None  # its frames would keep a request alive
+
+
+def test_the_line_of_an_inference_is_written_by_the_thread_too(
+    log: logging.Logger, listing: Listing
+) -> None:
+    listing.setFormatter(JsonFormatter())
+    facts = dict.fromkeys(InferenceLine.__annotations__, 0) | {"request_id": "r-1"}
+
+    with queued_logging("queued"):
+        log.handle(InferenceRecord(cast("InferenceLine", facts), {"n_tokens": 3}))
+
+    line = json.loads(listing.lines[0])
+    assert (line["request_id"], line["n_tokens"]) == ("r-1", 3)
+    assert listing.threads.isdisjoint({threading.get_ident()})
 
 
 def test_other_handlers_of_the_same_record_still_see_the_exception(
@@ -419,6 +434,53 @@ def test_lines_reach_the_file_descriptor_in_order() -> None:
 
     with os.fdopen(reader, encoding="utf-8") as file:
         assert file.read().splitlines() == ["first", "ünicode", "half \\ud800 a pair"]
+
+
+def test_lines_that_gather_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_queue, "_GATHER_S", 30.0)
+    reader, writer = os.pipe()
+    writes: list[bytes] = []
+
+    def write(data: bytes) -> int:
+        writes.append(data)
+        return len(data)
+
+    handler = StderrHandler(writer)
+    monkeypatch.setattr(handler, "_write", write)
+    queued = QueuedHandler(handler)
+
+    for number in range(3):
+        queued.handle(record_of(str(number)))
+    queued.finish()
+    is_written = queued.wait(5)
+
+    os.close(reader)
+    os.close(writer)
+    assert is_written
+    assert b"".join(writes) == b"0\n1\n2\n"
+    assert len(writes) <= 2  # the thread may have taken the first one alone
+
+
+def test_a_filter_that_raises_does_not_end_the_log() -> None:
+    reader, writer = os.pipe()
+    handler = StderrHandler(writer)
+
+    def choose(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "bad":
+            raise KeyError("no such fact")
+        return record.getMessage() != "unwanted"
+
+    handler.addFilter(choose)
+    queued = QueuedHandler(handler)
+    for text in ("bad", "unwanted", "good"):
+        queued.handle(record_of(text))
+    queued.finish()
+    is_written = queued.wait(5)
+    os.close(writer)
+
+    with os.fdopen(reader) as file:
+        assert file.read() == "good\n"
+    assert is_written
 
 
 def test_a_record_that_cannot_be_formatted_is_said_to_be_one() -> None:

@@ -56,9 +56,15 @@ class StderrHandler(logging.Handler):
 
     def handle_all(self, records: Iterable[logging.LogRecord]) -> None:
         """Write several lines at once: each write wakes the reader, and lets other threads run."""
-        data = b"".join(self._line(record) for record in records if self.filter(record))
+        data = b"".join(self._line(record) for record in records if self._wants(record))
         with self.lock or nullcontext():
             self._write_all(data)
+
+    def _wants(self, record: logging.LogRecord) -> bool:
+        try:
+            return bool(self.filter(record))
+        except Exception:  # noqa: BLE001 - a filter that breaks must not end the log
+            return False
 
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
