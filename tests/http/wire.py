@@ -3,8 +3,10 @@
 import json
 import os
 import socket
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ CANARY = "canary-4711"
 """Stands in values only: names of fields and of models may be shown, cut."""
 STATUSES = frozenset({400, 404, 405, 408, 413, 415, 422, 431})
 """What a bad input may be answered with; all but 405 and 431 stand in OpenAPI."""
+TAKEN_OR_REFUSED = STATUSES | {200}
+REDIRECT = 307
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the bad inputs of a whole session; `MLSERVE_BAD_INPUTS_REPORT` says where to."""
+    """Counts the bad inputs of a whole session; `BAD_INPUTS_REPORT` says where to."""
 
     seen: set[int] = field(default_factory=set)
     status_5xx: int = 0
@@ -39,7 +44,7 @@ class Tally:
 
     def write(self) -> None:
         """Write what was counted until now, if a report is wanted."""
-        path = os.environ.get("MLSERVE_BAD_INPUTS_REPORT")
+        path = os.environ.get("BAD_INPUTS_REPORT")
         if path:
             report = {
                 "tried": len(self.seen),
@@ -105,11 +110,22 @@ class Line:
             self._hang_up()
             return Answered(0, {}, b"")
 
-    def complaint(self, request: bytes, canary: str = CANARY) -> str | None:
-        """Send a bad input, then a healthy request; say what was wrong with the answers."""
+    def complaint(
+        self, request: bytes, statuses: Container[int] = TAKEN_OR_REFUSED, canary: str = CANARY
+    ) -> str | None:
+        """
+        Send a bad input, then a healthy request; say what was wrong with the answers.
+
+        Args:
+            request: What is sent.
+            statuses: How it may be answered.
+            canary: What must not be seen again.
+        """
         answer = self.ask(request)
         TALLY.count(request, answer.status, len(answer.body))
-        found = complaint_of(answer, canary)
+        if answer.status == REDIRECT:  # of a path with a slash at its end: what is there, then?
+            answer = self.ask(_redirected(request, answer.headers["location"]))
+        found = complaint_of(answer, statuses, canary)
         if answer.headers.get("connection") == "close" or answer.status == 0:
             found = found or self._complaint_of_close()
         health = self.ask(self._healthy)
@@ -141,7 +157,9 @@ class Line:
         headers = {
             name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
         }
-        while len(body) < int(headers.get("content-length", 0)):
+        is_chunked = "transfer-encoding" in headers
+        length = int(headers.get("content-length", 0))
+        while not body.endswith(LAST_CHUNK) if is_chunked else len(body) < length:
             piece = connection.recv(65_536)
             if not piece:
                 break
@@ -154,12 +172,21 @@ class Line:
             self._socket = None
 
 
-def complaint_of(answer: Answered, canary: str = CANARY) -> str | None:
+def _redirected(request: bytes, location: str) -> bytes:
+    first, _, rest = request.partition(b"\r\n")
+    method, _, version = first.split()
+    path = "/" + location.split("/", 3)[3]
+    return b"%s %s %s\r\n%s" % (method, path.encode("latin-1"), version, rest)
+
+
+def complaint_of(
+    answer: Answered, statuses: Container[int] = TAKEN_OR_REFUSED, canary: str = CANARY
+) -> str | None:
     """Say what is wrong with the answer to an input that may be bad; `None` = nothing."""
-    if answer.status == 200:
-        return None
-    if answer.status not in STATUSES:
+    if answer.status not in statuses:
         return f"status {answer.status}: {answer.body[:200]!r}"
+    if answer.status == HTTPStatus.OK:
+        return None
     try:
         body = json.loads(answer.body)
     except ValueError:

@@ -23,6 +23,7 @@ from mlserve.errors import DrainingError
 from mlserve.http.refusal import bad_request, refusal, require_one_meaning
 from mlserve.http.timer import Timer
 from mlserve.http.transport import GatheredTransport
+from mlserve.http.upgrade import head_without_offer, require_handshake
 from mlserve.settings import ServerSettings
 
 __all__ = ["Connection", "connection_of"]
@@ -80,7 +81,7 @@ class Connection(HttpToolsProtocol):
         self._n_chunks = self._framing_bytes = 0
         self._is_in_head = False
         self._began_now = False  # whether the latest head began with what was received last
-        self._is_refusing = False
+        self._is_refusing = self._is_handed_over = False
         self._unsent_bytes = 0
         self._reading = Timer(self.loop)
         # The request that is being answered; `cycle` is the last one that was read.
@@ -140,7 +141,7 @@ class Connection(HttpToolsProtocol):
             self._bound_head(self._n_of_head(len(data)))
         elif cycle is not None and cycle is self._latest and cycle.more_body:
             self._bound_framing(len(data) - (self._body_bytes - n_body))
-        if not (self._arrival.is_running or self._is_refusing):
+        if not (self._arrival.is_running or self._is_handed_over or self._is_refusing):
             self._bound_wait()
 
     def _feed(self, data: bytes) -> None:
@@ -150,19 +151,14 @@ class Connection(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as exc:
                 if self._should_upgrade():
-                    self._arrival.stop()
+                    self._is_handed_over = True
                     self.handle_websocket_upgrade()
                     return
                 # The parser takes a request that offers an upgrade for one without a body. Java's
                 # client offers HTTP/2 with every first request; we do not take it.
-                data = self._head_without_offer() + data[exc.args[0] :]
+                head = head_without_offer(self.parser, self.url, self.headers)
+                data = head + data[exc.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-
-    def _head_without_offer(self) -> bytes:
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
-        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -213,10 +209,12 @@ class Connection(HttpToolsProtocol):
         )
         self._require_small_head()
         require_one_meaning(self.parser.get_http_version(), self.headers)
-        if self.parser.should_upgrade() and not self._should_upgrade():
+        if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise bad_request()
-            return  # it is read again without the offer
+            if not self._should_upgrade():
+                return  # it is read again without the offer
+            require_handshake(self.parser.get_method(), self.headers, is_alone=self._is_idle)
         if self._gathered is not None:
             self._gathered.has_unread = True
         super().on_headers_complete()
