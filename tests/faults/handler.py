@@ -118,8 +118,8 @@ def raise_for(item: Ask, stage: str) -> None:
 class FaultyHandler(ModelHandler[Ask, Receipt]):
     """Answers a text with its digest, unless the request asks for a fault."""
 
-    run: ClassVar[set[str]] = set()
-    """The ids of the requests that `infer` or `stream` has begun with; any thread adds to it."""
+    run: ClassVar[set[str] | None] = None
+    """The ids of the requests that `infer` or `stream` has begun with, where they are kept."""
 
     def examples(self) -> list[Ask]:
         return [Ask(text="example")]
@@ -129,7 +129,7 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return request
 
     def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
-        self.run.update(call.request_id for call in calls)
+        self._note(*calls)
         time.sleep(INFER_S)  # stands for the model
         for item in inputs:
             raise_for(item, "infer")
@@ -148,11 +148,15 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return spoiled(receipt, item.what) if item.stage == "output" else receipt
 
     def stream(self, item: Ask, call: Call) -> Any:
-        self.run.add(call.request_id)
+        self._note(call)
         raise_for(item, "infer")
         if item.stage == "batch" and item.what in STREAMS:
             return STREAMS[item.what](item)
         return self._parts(item, call)
+
+    def _note(self, *calls: Call) -> None:
+        if self.run is not None:
+            self.run.update(call.request_id for call in calls)
 
     def _in_place(self, item: Ask) -> Any:
         if item.stage == "place" and item.what in ERRORS:

@@ -116,6 +116,7 @@ def test_what_is_not_wanted_any_more_while_it_waits_is_never_run(
 
     require_healthy([*held, *(r for r in records if not r.plan.is_faulty)], mode)
     require(TOO_LATE if timeout else Outcome(None), [r for r in records if r.plan.is_faulty])
+    assert handler.run is not None
     assert handler.run.isdisjoint(plan.id for plan in faulty)
 
 
