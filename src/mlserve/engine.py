@@ -118,8 +118,7 @@ class Engine:
         self._lanes = [self._lane]
         self._n_requests = self._n_refused = 0
         try:
-            async with asyncio.timeout(load_timeout_s):
-                n_examples = await self._lane.pool.start(self._note_warming)
+            n_examples = await self._lane.pool.start(self._note_warming, load_timeout_s)
         except Exception as exc:
             self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
@@ -190,8 +189,7 @@ class Engine:
             old, new = self._lane, self._open_lane(factory)
             self._lanes.append(new)
             try:
-                async with asyncio.timeout(self._load_timeout_s):
-                    await new.pool.start(_nothing)
+                await new.pool.start(_nothing, self._load_timeout_s)
                 self._require_reloadable()  # it may have been shut down meanwhile
             except BaseException:
                 await self._close(new, _UNLOAD_S)

@@ -59,9 +59,13 @@ class ReplicaPool:
         self.reason: str | None = None
         """Why the last replica was lost, for `/ready`; never an exception's text."""
 
-    async def start(self, on_warming: Callable[[], None]) -> int:
+    async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
         """
         Load and warm up all replicas at once.
+
+        Args:
+            on_warming: Called when a replica is loaded.
+            timeout_s: How long that may take, in seconds; `None` = no bound.
 
         Returns:
             With how many examples each was warmed up.
@@ -70,6 +74,16 @@ class ReplicaPool:
             Exception: What the first failing replica raised.
         """
         self._replicas = [self._make_replica(number) for number in range(self._options.count)]
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                return await self._start_all(on_warming)
+        except TimeoutError:  # which a hook may raise, too
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"Load and warm-up took longer than {timeout_s:g} s.") from None
+
+    async def _start_all(self, on_warming: Callable[[], None]) -> int:
         starts = (replica.start(self._batching, on_warming) for replica in self._replicas)
         results = await asyncio.gather(*starts, return_exceptions=True)
         for result in results:
