@@ -3,14 +3,16 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx2
 
 COMMAND = [sys.executable, "-m", "mlserve"]
+RUN = [*COMMAND, "run"]
+UVICORN = [sys.executable, "-m", "uvicorn"]
 
 REVIEWS = '''
 import os
@@ -89,7 +91,7 @@ def run_command(folder: Path, *arguments: str, **environment: str) -> tuple[int,
 
 
 class Served:
-    """A running `mlserve run`."""
+    """A running server."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
@@ -112,11 +114,17 @@ class Served:
             )
             return str(self._find(text))
 
+    def address(self) -> tuple[str, int]:
+        """Wait until it listens, and say where."""
+        host, _, port = (
+            self.wait_for(" on http://").partition("http://")[2].split()[0].rpartition(":")
+        )
+        return host, int(port)
+
     def client(self) -> httpx2.Client:
         """Give a client of it."""
-        line = self.wait_for("Serving on http://")
-        address = line.partition("http://")[2].split()[0]
-        return httpx2.Client(base_url=f"http://{address}", timeout=10)
+        host, port = self.address()
+        return httpx2.Client(base_url=f"http://{host}:{port}", timeout=10)
 
     def exit_code(self) -> int:
         """Wait for its end."""
@@ -137,14 +145,21 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Served]:
-    """Run `mlserve run` on a free port, and end it whatever happens."""
+def serving(
+    folder: Path,
+    *arguments: str,
+    command: Sequence[str] = RUN,
+    port: int = 0,
+    stderr: int = subprocess.PIPE,
+    **environment: Any,
+) -> Iterator[Served]:
+    """Run a server, on a free port unless one is given, and end it whatever happens."""
     process = subprocess.Popen(
-        [*COMMAND, "run", *arguments, "--port", "0"],
+        [*command, *arguments, "--port", str(port)],
         cwd=folder,
         env=_environment(environment),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     served = Served(process)
