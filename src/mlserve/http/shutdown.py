@@ -80,11 +80,12 @@ async def close_listeners(
         connect: Makes the protocol of a connection.
     """
     loop = asyncio.get_running_loop()
-    listeners = [
-        socket.fromfd(listener.fileno(), listener.family, listener.type)
-        for server in servers
-        for listener in getattr(server, "sockets", ())
-    ]
+    listeners: list[socket.socket] = []
+    with suppress(OSError):  # there may be no descriptor left: then those that wait are lost
+        for server in servers:
+            for listener in getattr(server, "sockets", ()):
+                twin = socket.fromfd(listener.fileno(), listener.family, listener.type)
+                listeners.append(twin)
     for server in servers:
         server.close()
     # Nothing may come between the last look and the close.
