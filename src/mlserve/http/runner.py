@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
 from mlserve.http.gate import Gate
+from mlserve.http.listening import listen_more
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.registry import Registry
@@ -143,22 +144,26 @@ class _Server(uvicorn.Server):
                 for socket in server.sockets:
                     host, port = socket.getsockname()[:2]
                     logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
+            self.servers += await listen_more(self.servers, self._connect, self.config.backlog)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Shut down as uvicorn does while the models drain; unload them whatever happens."""
+        await close_listeners(self.servers, self._connect)
+        await shutdown_draining(super().shutdown(sockets), self._registry)
+        if self.force_exit:  # uvicorn leaves the lifespan alone then
+            await self.lifespan.shutdown()
+        await self._tasks.close()
+
+    def _connect(self) -> asyncio.Protocol:
+        """Make what serves one connection."""
         protocol: Any = self.config.http_protocol_class
-        connect = partial(
-            protocol,
+        made: asyncio.Protocol = protocol(
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
             _loop=self._loop,
         )
-        await close_listeners(self.servers, connect)
-        await shutdown_draining(super().shutdown(sockets), self._registry)
-        if self.force_exit:  # uvicorn leaves the lifespan alone then
-            await self.lifespan.shutdown()
-        await self._tasks.close()
+        return made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn `/ready` false, and close the socket after the grace; at once the second time."""
