@@ -50,6 +50,8 @@ class Statistics:
     """How many requests were accepted and not answered yet."""
     queued: int
     """How many of them wait."""
+    running: int
+    """How many requests a hook is at work for; those that nobody waits for any more included."""
     queue_capacity: int
     """How many may wait."""
     requests: int
@@ -259,6 +261,7 @@ class Engine:
             replicas=self._lane.pool.n_serving,
             in_flight=len(self._jobs),
             queued=queue.occupied,
+            running=sum(lane.pool.n_running for lane in self._lanes),
             queue_capacity=queue.capacity,
             requests=self._n_requests,
             batches=n_batches,

@@ -2,9 +2,11 @@
 
 import heapq
 import random
+import re
 import select
 import socket
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +18,12 @@ with suppress(ImportError):  # not on Windows, where there is no such limit
     import resource
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+READY = HEALTH.replace(b"/health", b"/ready")
 POST = b"POST /v1/models/%s HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
 HEAD = POST % b"echo/predict"
+
+N_STORMING = 200
+_RETRY_AFTER = re.compile(rb"\r\nretry-after: ([^\r]*)\r\n")
 
 SLOW = {
     "head": (HEAD, b"x-slow: " + b"a" * 1000),
@@ -97,6 +103,19 @@ def latencies_s(
     return taken
 
 
+def probed_s(port: int, request: bytes, is_over: Callable[[], bool]) -> list[float]:
+    """Ask as a load balancer probes, on a new connection each time; give how long each took."""
+    taken: list[float] = []
+    while not is_over():
+        started = time.perf_counter()
+        with connect(port) as connection:
+            connection.sendall(request)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        taken.append(time.perf_counter() - started)
+        time.sleep(0.01)  # the pace of the probes
+    return taken
+
+
 def after(seconds: float) -> Callable[[], bool]:
     """Give what says whether so much time has passed."""
     end = time.monotonic() + seconds
@@ -105,6 +124,54 @@ def after(seconds: float) -> Callable[[], bool]:
 
 def p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """What became of as many requests as could be sent."""
+
+    statuses: Counter[int]
+    refused_s: list[float]
+    """How long each refusal took."""
+    retry_after: set[bytes]
+    """What the refusals said of when to come back."""
+
+
+def storm(port: int, request: bytes, *, per_s: int, lasting_s: float) -> Storm:
+    """
+    Ask so often, however the server fares.
+
+    Each answer's time counts from when its request was due, whether or not a connection was free.
+    """
+    result = Storm(Counter(), [], set())
+    poll = select.epoll()
+    opened = [connect(port) for _ in range(N_STORMING)]
+    for connection in opened:
+        poll.register(connection, select.EPOLLIN)
+    by_descriptor = {connection.fileno(): connection for connection in opened}
+    free, asked_at = deque(opened), dict[int, float]()
+    started = time.perf_counter()
+    for number in range(int(per_s * lasting_s)):
+        due = started + number / per_s
+        while (left_s := due - time.perf_counter()) > 0 or not free:
+            for descriptor, _ in poll.poll(max(0.0, left_s)):
+                connection = by_descriptor[descriptor]
+                _note_answer(result, connection.recv(65_536), asked_at.pop(descriptor))
+                free.append(connection)
+        connection = free.popleft()
+        asked_at[connection.fileno()] = due
+        connection.sendall(request)
+    for connection in opened:
+        connection.close()
+    return result
+
+
+def _note_answer(result: Storm, answer: bytes, asked_at: float) -> None:
+    status = int(answer[9:12])
+    result.statuses[status] += 1
+    if status == 503:
+        result.refused_s.append(time.perf_counter() - asked_at)
+        result.retry_after.add(_RETRY_AFTER.findall(answer)[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """What the load tests serve in a process of its own."""
 
+import time
 from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import BaseModel
 
-from mlserve import ModelHandler, ModelServer, ServerSettings
-from mlserve.testing import EchoHandler
+from mlserve import Batching, Limits, ModelHandler, ModelServer, ServerSettings
+from mlserve.testing import Echo, EchoHandler
 
 
 class Order(BaseModel):
@@ -31,8 +32,19 @@ class Flood(ModelHandler[Order, str]):
             yield "x" * item.n_bytes
 
 
+class Crowded(EchoHandler):
+    """Takes 20 ms a request, one at a time; few may wait."""
+
+    batching = Batching(max_size=1)
+
+    def infer(self, inputs: list[Echo]) -> list[Echo]:
+        time.sleep(0.02)  # stands for the model
+        return inputs
+
+
 server = ModelServer(title="load", settings=ServerSettings(startup_wait_s=10))
 server.add("echo", EchoHandler).add("flood", Flood)
+server.add("crowded", Crowded, limits=Limits(max_queue_size=8))
 app = server.build()
 
 

@@ -72,8 +72,8 @@ class ReplicaPool:
 
         Raises:
             Exception: What the first failing replica raised.
+            TimeoutError: If it took longer; what runs in a thread goes on.
         """
-        self._replicas = [self._make_replica(number) for number in range(self._options.count)]
         limit = asyncio.timeout(timeout_s)
         try:
             async with limit:
@@ -84,6 +84,7 @@ class ReplicaPool:
             raise TimeoutError(f"Load and warm-up took longer than {timeout_s:g} s.") from None
 
     async def _start_all(self, on_warming: Callable[[], None]) -> int:
+        self._replicas = [self._make_replica(number) for number in range(self._options.count)]
         starts = (replica.start(self._batching, on_warming) for replica in self._replicas)
         results = await asyncio.gather(*starts, return_exceptions=True)
         for result in results:
@@ -96,6 +97,11 @@ class ReplicaPool:
     def n_serving(self) -> int:
         """How many replicas take work."""
         return len(self._serving)
+
+    @property
+    def n_running(self) -> int:
+        """How many requests the replicas are at work for, whoever still waits."""
+        return sum(replica.n_running for replica in self._replicas)
 
     @property
     def is_working(self) -> bool:

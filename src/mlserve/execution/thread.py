@@ -58,8 +58,8 @@ class ThreadReplica:
         """How many requests are in a hook before or after `infer`."""
         self.n_streams = 0
         """How many streams run."""
-        self.is_busy = False
-        """Whether a batch runs; stays true until its thread returns, whoever still waits."""
+        self.n_in_batch = 0
+        """How many requests are in the batch that runs, until its thread returns."""
         self._handler = handler
         self._pipeline = pipeline
         self._mailbox = mailbox
@@ -73,6 +73,16 @@ class ThreadReplica:
         self._load_begun = False
         self._closing: asyncio.Task[None] | None = None
         handler.context = context
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch runs; true until its thread returns, whoever still waits."""
+        return self.n_in_batch > 0
+
+    @property
+    def n_running(self) -> int:
+        """How many requests any hook is at work for, whoever still waits."""
+        return self.n_in_batch + self.n_in_hooks + self.n_streams
 
     async def start(self, batching: Batching, on_warming: Callable[[], None]) -> int:
         """
@@ -107,7 +117,7 @@ class ThreadReplica:
 
     def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         """Run a batch; `done` is told what became of it, before the answers are there."""
-        self.is_busy = True
+        self.n_in_batch = len(batch)
         self._note_idle()
         if self._pipeline.contract.hooks["infer"].is_async:
             self._tasks.spawn(self._infer_mixed(batch, done))
@@ -269,7 +279,7 @@ class ThreadReplica:
         report: BatchReport,
         done: Callable[[BatchReport], None],
     ) -> None:
-        self.is_busy = False
+        self.n_in_batch = 0
         for job in batch:
             job.times.infer_s = report.infer_s
             job.stage = "postprocess"
@@ -330,7 +340,7 @@ class ThreadReplica:
             job.result(value)
 
     def _note_idle(self) -> None:
-        if self.is_busy or self.n_in_hooks or self.n_streams:
+        if self.n_running:
             self._idle.clear()
         else:
             self._idle.set()
