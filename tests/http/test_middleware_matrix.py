@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.http.answers import events_of
 from tests.http.waiting import until
 
-from mlserve import Batching, Call, ModelHandler, ModelServer
+from mlserve import Batching, Call, Cors, ModelHandler, ModelServer, ServerSettings
 from mlserve.http.foreign import suspects_of, warn_of_hiding
 from mlserve.testing import running
 
@@ -111,25 +111,50 @@ class Reading(BaseHTTPMiddleware):
         return answer
 
 
+class ReadingBody(BaseHTTPMiddleware):
+    """A user's middleware that looks at the body first, as audit logs and signatures do."""
+
+    async def dispatch(self, request: Any, call_next: Any) -> Any:
+        body = await request.body()
+        answer = await call_next(request)
+        answer.headers["X-Received"] = str(len(body))
+        return answer
+
+
 HTTP = Middleware(BaseHTTPMiddleware, dispatch=pass_on)
-STACKS: dict[str, list[Middleware] | None] = {
+CORS = Middleware(CORSMiddleware, allow_origins=["https://a.example"])
+GZIP = Middleware(GZipMiddleware, minimum_size=0)
+OURS = ServerSettings(cors=Cors(allow_origins=("https://a.example",)), gzip_min_bytes=0)
+# What `ModelServer` is given; `None` = the models are installed in another application.
+STACKS: dict[str, dict[str, Any] | None] = {
     "none": None,
-    "ours": [],
-    "CORS": [Middleware(CORSMiddleware, allow_origins=["https://a.example"])],
-    "gzip": [Middleware(GZipMiddleware, minimum_size=0)],
-    "pure ASGI": [Middleware(PassThrough)],
-    "BaseHTTP": [Middleware(Reading)],
-    "two BaseHTTP": [Middleware(Reading), HTTP],
+    "ours": {},
+    "ours by settings": {"settings": OURS},
+    "CORS": {"middleware": [CORS]},
+    "gzip": {"middleware": [GZIP]},
+    "pure ASGI": {"middleware": [Middleware(PassThrough)]},
+    "BaseHTTP": {"middleware": [Middleware(Reading)]},
+    "two BaseHTTP": {"middleware": [Middleware(Reading), HTTP]},
+    "decorated": {},
+    "BaseHTTP that reads": {"middleware": [Middleware(ReadingBody)]},
+    "all": {
+        "settings": OURS,
+        "middleware": [HTTP, Middleware(ReadingBody), Middleware(PassThrough), GZIP, CORS],
+    },
 }
 SERVERS = ("mlserve", "httptools", "h11")
 
 
-def app_of(stack: list[Middleware] | None, notes: Notes) -> tuple[ModelServer, FastAPI]:
-    if stack is not None:
-        server = ModelServer(middleware=stack).add("m", handler_of(notes))
-        return server, server.build()
-    server, app = ModelServer().add("m", handler_of(notes)), FastAPI()
-    server.install(app)
+def app_of(stack: str, notes: Notes) -> tuple[ModelServer, FastAPI]:
+    options = STACKS[stack]
+    server = ModelServer(**(options or {})).add("m", handler_of(notes))
+    if options is None:
+        app = FastAPI()
+        server.install(app)
+    else:
+        app = server.build()
+    if stack == "decorated":
+        app.middleware("http")(pass_on)
     return server, app
 
 
@@ -183,7 +208,7 @@ class Setup:
 def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     stack, server = request.param
     notes = Notes()
-    models, app = app_of(STACKS[stack], notes)
+    models, app = app_of(stack, notes)
     with running(app) if server == "mlserve" else foreign(app, server) as client:
         until(lambda: models.model_for("m").state == "ready")
         yield Setup(stack, server, client, models, notes)
@@ -325,7 +350,8 @@ def test_middleware_that_hides_leaving_harms_nobody_and_is_told_of(
     middleware: Any, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     notes = Notes()
-    models, app = app_of([Middleware(middleware)], notes)
+    models = ModelServer(middleware=[Middleware(middleware)]).add("m", handler_of(notes))
+    app = models.build()
     with running(app) if server == "mlserve" else foreign(app, server) as client:
         until(lambda: models.model_for("m").state == "ready")
         setup = Setup("hiding", server, client, models, notes)
@@ -376,12 +402,14 @@ def test_an_unknown_application_is_warned_of_without_names(
     assert "unknown" in caplog.text
 
 
-@pytest.mark.parametrize("stack", ["BaseHTTP", "two BaseHTTP", "pure ASGI"])
+@pytest.mark.parametrize(
+    "stack", ["BaseHTTP", "two BaseHTTP", "BaseHTTP that reads", "pure ASGI", "all"]
+)
 def test_middleware_that_passes_leaving_on_is_not_warned_of(
     stack: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     notes = Notes()
-    models, app = app_of(STACKS[stack], notes)
+    models, app = app_of(stack, notes)
     with foreign(app, "httptools") as client:
         until(lambda: models.model_for("m").state == "ready")
         with closing(Setup(stack, "httptools", client, models, notes).post("long")) as connection:
