@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from tests.http.malformed import MALFORMED, POST, VALID
 from tests.http.waiting import until
+from tests.http.wire import TALLY
 
 from mlserve import ModelHandler, ModelServer, ServerSettings
 from mlserve.testing import EchoHandler, running
@@ -81,6 +82,7 @@ def test_what_is_no_http_gets_one_refusal_and_the_connection_ends(
         received = read_all(connection)
 
     (status, headers, body), *more = answers_of(received)
+    TALLY.count(MALFORMED[name], status, int(headers["content-length"]))
     assert more == []
     assert status in (400, 408, 413, 431)
     assert headers["content-type"] == "application/json"

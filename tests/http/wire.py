@@ -13,7 +13,18 @@ from typing import Any
 import httpx2
 from tests.http.answers import MAX_BYTES, MEMBERS
 
-__all__ = ["CANARY", "STATUSES", "TALLY", "Answered", "Line", "complaint_of", "request_of"]
+__all__ = [
+    "CANARY",
+    "REDIRECT",
+    "STATUSES",
+    "TAKEN_OR_REFUSED",
+    "TALLY",
+    "Answered",
+    "Line",
+    "answers_of",
+    "complaint_of",
+    "request_of",
+]
 
 CANARY = "canary-4711"
 """Stands in values only: names of fields and of models may be shown, cut."""
@@ -21,6 +32,7 @@ STATUSES = frozenset({400, 404, 405, 408, 413, 415, 422, 431})
 """What a bad input may be answered with; all but 405 and 431 stand in OpenAPI."""
 TAKEN_OR_REFUSED = STATUSES | {200}
 REDIRECT = 307
+"""What a path with a slash too many is answered with, if there is one without."""
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -153,10 +165,7 @@ class Line:
                 return Answered(0, {}, received)
             received += piece
         head, _, body = received.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {
-            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
-        }
+        status, headers = _read_head(head)
         is_chunked = "transfer-encoding" in headers
         length = int(headers.get("content-length", 0))
         while not body.endswith(LAST_CHUNK) if is_chunked else len(body) < length:
@@ -164,12 +173,34 @@ class Line:
             if not piece:
                 break
             body += piece
-        return Answered(int(first.split()[1]), headers, body)
+        return Answered(status, headers, body)
 
     def _hang_up(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def answers_of(received: bytes) -> list[Answered]:
+    """Split all that was received on a connection into answers; chunked ones keep their chunks."""
+    answers = []
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        status, headers = _read_head(head)
+        if "transfer-encoding" in headers:
+            body, end, received = received.partition(LAST_CHUNK)
+            body += end
+        else:
+            length = int(headers.get("content-length", 0))
+            body, received = received[:length], received[length:]
+        answers.append(Answered(status, headers, body))
+    return answers
+
+
+def _read_head(head: bytes) -> tuple[int, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    pairs = (line.partition(": ") for line in lines)
+    return int(first.split()[1]), {name.lower(): value for name, _, value in pairs}
 
 
 def _redirected(request: bytes, location: str) -> bytes:
@@ -185,7 +216,7 @@ def complaint_of(
     """Say what is wrong with the answer to an input that may be bad; `None` = nothing."""
     if answer.status not in statuses:
         return f"status {answer.status}: {answer.body[:200]!r}"
-    if answer.status == HTTPStatus.OK:
+    if answer.status in (HTTPStatus.OK, REDIRECT):
         return None
     try:
         body = json.loads(answer.body)
