@@ -1,5 +1,6 @@
 """Numbers that are not finite get in by no way, and looking for them costs next to nothing."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 from tests.http.answers import error_of
 from typing_extensions import TypedDict
 
 from mlserve import ModelHandler, ModelServer
-from mlserve.errors import InvalidJSONError
+from mlserve.errors import InvalidJSONError, RequestError
 from mlserve.http.body import parse_json
 
 JSON = {"Content-Type": "application/json"}
@@ -94,6 +97,44 @@ def test_long_numbers_are_looked_at_in_about_the_time_of_their_parsing(declared:
     whole_s = min(_seconds(lambda: parse_json(adapter, body)) for _ in range(3))
 
     assert whole_s < 5 * alone_s + 0.05
+
+
+WORDS = st.sampled_from(["NaN", "-Infinity", 'a"NaN', "Na\\", "NI", "\\", '"', ""]) | st.text(
+    max_size=3
+)
+VALUES = st.recursive(
+    st.floats() | WORDS | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES, st.booleans())
+def test_a_body_is_refused_exactly_if_it_has_a_constant_outside_all_texts(
+    value: Any, ascii_only: bool
+) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    constants: list[str] = []
+    json.loads(body, parse_constant=constants.append)
+
+    try:
+        parse_json(TypeAdapter(str | object), body)
+    except InvalidJSONError:
+        refused = True
+    else:
+        refused = False
+
+    assert refused == bool(constants)
+
+
+def test_the_word_nan_makes_no_large_body_dear() -> None:
+    body = b'["NaN",' + b"[]," * 2_000_000 + b"0]"
+
+    def refuse() -> None:
+        with pytest.raises(RequestError):
+            parse_json(TypeAdapter(list[int]), body)
+
+    assert _seconds(refuse) < 0.4
 
 
 def _seconds(work: Any) -> float:
