@@ -28,7 +28,7 @@ def _content_types() -> Iterator[tuple[str, list[bytes]]]:
 
 def _steering() -> Iterator[tuple[str, list[bytes]]]:
     times = ("-1", "0", "-0.0", "NaN", "nan", "inf", "-inf", "1e999", "abc", "", " ", "0x10", "1 1")
-    more = (CANARY, "1s", "1,5", "٣", "1;2", "1e", "--1", "1" * 5000, "é", "1e-999")
+    more = (CANARY, "1s", "1,5", "٣", "1;2", "1e", "--1", "1" * 5000, "é", "1e-999", "1_0")
     for text in (*times, *more):
         yield f"timeout {text[:40]!r}", [JSON, b"X-Request-Timeout: " + text.encode()]
     for text in ("10", "-1", "a", "", "1.5", "٣", CANARY, "9" * 999, "é", "²", "0 0", "+1"):

@@ -111,7 +111,9 @@ def test_a_timeout_header_never_lengthens_the_budget() -> None:
     assert 0 < answer.json()["remaining_s"] <= 7
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "-0.0", "NaN", "abc", "", "inf", "1e999", "0x10"])
+@pytest.mark.parametrize(
+    "text", ["-1", "0", "-0.0", "NaN", "abc", "", "inf", "1e999", "0x10", "1_0"]
+)
 def test_a_timeout_that_is_no_positive_number_is_refused(text: str) -> None:
     with client_of() as client:
         answer = client.post(PREDICT, json="", headers={"X-Request-Timeout": text})

@@ -110,7 +110,7 @@ def _budget_s(headers: Mapping[str, str], longest_s: float) -> float:
     if text is None:
         return longest_s
     try:
-        wanted_s = float(text)
+        wanted_s = float(text.replace("_", "x"))  # digits may be grouped in Python only
     except ValueError:
         raise InvalidTimeoutError from None
     if not (math.isfinite(wanted_s) and wanted_s > 0):
