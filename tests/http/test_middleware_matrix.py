@@ -344,14 +344,57 @@ class Patching(BaseHTTPMiddleware):
         return await call_next(request)
 
 
+class Ending:
+    """A user's middleware that gives the body once, and then waits for what never comes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        messages = [{"type": "http.request", "body": await Request(scope, receive).body()}]
+
+        async def replay() -> Any:
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        await self.app(scope, replay, send)
+
+
+@pytest.mark.parametrize("middleware", [Replaying, Patching, Ending])
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_built_application_sees_past_middleware_that_hides_leaving(
+    middleware: Any, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = Notes()
+    models = ModelServer(middleware=[Middleware(middleware)]).add("m", handler_of(notes))
+    app = models.build()
+    with running(app) if server == "mlserve" else foreign(app, server) as client:
+        until(lambda: models.model_for("m").state == "ready")
+        setup = Setup("hiding", server, client, models, notes)
+        left = setup.post("left")
+        assert notes.begun["left"].wait(5)
+        left.close()
+        was_told = is_soon(notes.told["left"])
+        notes.go_on["left"].set()
+        with client.stream("POST", STREAM, json="endless x") as answer:
+            assert next(answer.iter_lines())
+        was_closed = is_soon(notes.told["endless x"])
+
+    assert was_told
+    assert was_closed
+    assert HIDES not in caplog.text
+
+
 @pytest.mark.parametrize("middleware", [Replaying, Patching])
 @pytest.mark.parametrize("server", SERVERS)
 def test_middleware_that_hides_leaving_harms_nobody_and_is_told_of(
     middleware: Any, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     notes = Notes()
-    models = ModelServer(middleware=[Middleware(middleware)]).add("m", handler_of(notes))
-    app = models.build()
+    models, app = app_of("none", notes)
+    app.add_middleware(middleware)
     with running(app) if server == "mlserve" else foreign(app, server) as client:
         until(lambda: models.model_for("m").state == "ready")
         setup = Setup("hiding", server, client, models, notes)

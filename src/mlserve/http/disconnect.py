@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from mlserve.http.connection import connection_of
-from mlserve.http.foreign import warn_of_hiding
+from mlserve.http.foreign import RECEIVE, warn_of_hiding
 
 __all__ = ["DisconnectWatch"]
 
@@ -34,7 +35,8 @@ class DisconnectWatch:
     def __init__(
         self, request: Request, on_leave: Callable[[], None], after_s: float = 0.02
     ) -> None:
-        self._receive = request.receive
+        # Asked in turn: what stands between the server and us may hide that the client has left.
+        self._ways = [request.scope.get(RECEIVE), request.receive]
         self._app = request.scope.get("app")
         self._on_leave = on_leave
         self._task: asyncio.Task[None] | None = None
@@ -67,17 +69,22 @@ class DisconnectWatch:
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
-        try:
-            message = await self._receive()
-        except (OSError, ClientDisconnect):  # a connection that breaks has been left
-            logger.debug("The connection broke while it was watched.", exc_info=True)
-            self._on_leave()
-            return
-        except Exception:  # a middleware's fault: it says nothing of the client
-            logger.debug("The request's `receive` broke.", exc_info=True)
-            warn_of_hiding(self._app)
-            return
-        if message["type"] == "http.disconnect":
-            self._on_leave()
-        else:  # the body again: asking on would get it for ever, and without a pause
-            warn_of_hiding(self._app)
+        for receive in self._ways:
+            if receive is not None and await _says_left(receive):
+                self._on_leave()
+                return
+        warn_of_hiding(self._app)
+
+
+async def _says_left(receive: Receive) -> bool:
+    """Wait until the client has left; `False` if something else comes instead."""
+    try:
+        message = await receive()
+    except (OSError, ClientDisconnect):  # a connection that breaks has been left
+        logger.debug("The connection broke while it was watched.", exc_info=True)
+        return True
+    except Exception:  # a middleware's fault: it says nothing of the client
+        logger.debug("The request's `receive` broke.", exc_info=True)
+        return False
+    # If it is the body again, asking on would get it for ever, and without a pause.
+    return bool(message["type"] == "http.disconnect")

@@ -3,7 +3,9 @@ Middleware that hides from us, under a server that is not ours, whether a client
 
 Pure ASGI middleware and Starlette's `BaseHTTPMiddleware` pass a client's leaving on. What hides it
 is middleware that has read the body and then gives a `receive` of its own, which says the same
-body again each time or breaks. Nothing tells so beforehand; it shows in the first long request.
+body again each time, waits for ever or breaks. A built application keeps the server's own `receive`
+and asks that. Installed in an application of the user, we cannot; that a middleware hides can be
+read in its code only, so nothing tells beforehand, and it shows in the first long request.
 """
 
 import logging
@@ -13,9 +15,12 @@ from weakref import WeakSet
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
-__all__ = ["suspects_of", "warn_of_hiding"]
+__all__ = ["RECEIVE", "suspects_of", "warn_of_hiding"]
 
 logger = logging.getLogger(__name__)
+
+RECEIVE = "mlserve.receive"
+"""Where the scope holds the server's own `receive`, in a built application with middleware."""
 
 _TRUSTED = ("mlserve.", "starlette.", "fastapi.")
 _warned: WeakSet[Any] = WeakSet()

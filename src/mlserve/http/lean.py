@@ -9,6 +9,7 @@ router and OpenAPI like any other.
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mlserve.http.foreign import RECEIVE
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.route import ModelRoute
 
@@ -48,4 +49,8 @@ class ServingApp(FastAPI):
             scope["app"] = self
             await route.handle(scope, receive, send)
             return
-        await super().__call__(scope, receive, send)
+        scope[RECEIVE] = receive
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            scope.pop(RECEIVE, None)  # scope and receive would hold each other
