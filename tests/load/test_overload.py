@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import pytest
 from tests.faults.processes import ServedProcess, serving
 from tests.http.waiting import until
-from tests.load.crowd import HEALTH, READY, after, p99, post, probed_s, storm
+from tests.load.crowd import HEALTH, READY, after, connect, p99, post, probed_s, storm
 
 from mlserve import (
     Batching,
@@ -27,6 +28,7 @@ from mlserve import (
     QueueFullError,
     Replicas,
 )
+from mlserve.testing import running
 
 N = 100
 PER_S = 50  # what the crowded model can do
@@ -182,6 +184,34 @@ def test_what_expires_in_the_queue_is_answered_in_time_and_never_run() -> None:
     assert never_run.isdisjoint(ran)
     assert len(ran) == len(set(ran)) == len(outcomes) - len(never_run)
     assert max(took_s - budgets_s[name] for name, (_, took_s) in outcomes.items()) < 0.15
+
+
+@pytest.mark.slow
+def test_of_a_hundred_that_wait_the_fifty_whose_clients_leave_are_never_run(
+    events: dict[str, Any],
+) -> None:
+    server = ModelServer().add("m", type("HeldHere", (Held,), events))
+    model = server.model_for("m")
+
+    with running(server) as client, ExitStack() as connections:
+        port = client.base_url.port or 0
+        waiting = [connections.enter_context(connect(port)) for _ in range(1 + N)]
+        waiting[0].sendall(post("m/predict", b'"infer"'))
+        until(lambda: counts(model) == (1, 0, 1))
+        for number, connection in enumerate(waiting[1:]):
+            connection.sendall(post("m/predict", b'"%d"' % number))
+        until(lambda: counts(model) == (1 + N, N, 1))
+        for connection in waiting[1::2]:
+            connection.close()
+        until(lambda: counts(model) == (1 + N // 2, N // 2, 1))
+        events["may_go"].set()
+        answers = [connection.recv(1000) for connection in (waiting[0], *waiting[2::2])]
+
+    stayed = [str(number) for number in range(1, N, 2)]
+    assert [answer.rpartition(b"\r\n")[2] for answer in answers] == [
+        f'"{text}"'.encode() for text in ("infer", *stayed)
+    ]
+    assert sorted(events["ran"]) == sorted(["infer", *stayed])
 
 
 @pytest.fixture(scope="module")
