@@ -289,6 +289,8 @@ class Engine:
         Raises:
             CapacityError: If the model does not serve, or has no room or not enough time for it.
         """
+        # Under heavy load a turn of the loop is long, and the model would stand idle that long.
+        self._placement.catch_up()
         self._require_ready()
         try:
             self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)

@@ -75,6 +75,14 @@ def counts(model: Model) -> tuple[int, int, int]:
     return found.in_flight, found.queued, found.running
 
 
+def has_room(model: Model) -> bool:
+    try:
+        model.engine.require_room(1.0, 0)
+    except QueueFullError:
+        return False
+    return True
+
+
 async def holds(model: Model, expected: tuple[int, int, int]) -> None:
     await asyncio.to_thread(until, lambda: counts(model) == expected, 5)
 
@@ -184,6 +192,29 @@ def test_what_expires_in_the_queue_is_answered_in_time_and_never_run() -> None:
     assert never_run.isdisjoint(ran)
     assert len(ran) == len(set(ran)) == len(outcomes) - len(never_run)
     assert max(took_s - budgets_s[name] for name, (_, took_s) in outcomes.items()) < 0.15
+
+
+def test_what_a_thread_has_finished_makes_room_before_the_loop_has_its_next_turn(
+    events: dict[str, Any],
+) -> None:
+    limits = Limits(max_queue_size=1)
+    server = ModelServer().add(
+        "m", type("HeldHere", (Held,), events), batching=Batching(max_size=1), limits=limits
+    )
+
+    async def scenario() -> list[str]:
+        async with server.started():
+            model = server.model_for("m")
+            first = asyncio.ensure_future(model.predict("infer"))
+            await holds(model, (1, 0, 1))
+            second = asyncio.ensure_future(model.predict("next"))
+            await holds(model, (2, 1, 1))
+            assert not has_room(model)
+            events["may_go"].set()
+            until(lambda: has_room(model), 2)  # the loop stands still
+            return [await first, await second]
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 15)) == ["infer", "next"]
 
 
 @pytest.mark.slow

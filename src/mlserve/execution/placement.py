@@ -45,6 +45,11 @@ class ThreadPlacement:
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self.progress.clear()
 
+    def catch_up(self) -> None:
+        """Take what the threads have finished, before its turn of the event loop comes."""
+        if self._mailbox is not None:
+            self._mailbox.catch_up()
+
     def make_pool(self, factory: Factory | None = None) -> ReplicaPool:
         """
         Make a pool; nothing is loaded yet.

@@ -43,6 +43,11 @@ class Mailbox:
             except RuntimeError:
                 logger.debug("The event loop is closed: a late result is dropped.")
 
+    def catch_up(self) -> None:
+        """Make the calls that wait now, before their turn of the loop. Event loop only."""
+        if self._calls:
+            self._deliver()
+
     def _deliver(self) -> None:
         # Cleared first: whoever posts from here on schedules another delivery.
         self._is_scheduled = False
