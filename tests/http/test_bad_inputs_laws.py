@@ -27,7 +27,7 @@ from mlserve.testing import running
 pytestmark = pytest.mark.slow
 
 MODELS = st.sampled_from(sorted(ADAPTERS))
-PATIENCE_S = 0.2
+PATIENCE_S = 1.0
 CANARY = "canary-0815"
 law = settings(
     max_examples=100,
@@ -38,15 +38,16 @@ law = settings(
 
 
 @pytest.fixture(scope="module")
-def client(failures: Failures) -> Iterator[httpx2.Client]:
-    with running(server_of_all(PATIENCE_S)) as client:
-        yield client
+def line(failures: Failures) -> Iterator[Line]:
+    with running(server_of_all()) as client, Line(client, HEALTHY) as line:
+        yield line
 
 
 @pytest.fixture(scope="module")
-def line(client: httpx2.Client) -> Iterator[Line]:
-    with Line(client, HEALTHY) as line:
-        yield line
+def client(failures: Failures) -> Iterator[httpx2.Client]:
+    """Of a server that does not wait long for what never comes."""
+    with running(server_of_all(PATIENCE_S)) as client:
+        yield client
 
 
 def require_fine(line: Line, failures: Failures, requests: list[bytes]) -> None:
