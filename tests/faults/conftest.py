@@ -1,25 +1,24 @@
 """What the fault tests share: the seed, running servers, and a count of all that was sent."""
 
-import json
 import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 from tests.faults.rig import Rig, Tally
 from tests.faults.table import MODES, Mode
+from tests.figures import note
 
 SEED = int(os.environ.get("FAULT_SEED", "20260101"))
 
 
 @pytest.fixture(scope="session")
 def tally() -> Iterator[Tally]:
-    """Counts what was sent and what came of it; written where `FAULT_REPORT` says."""
+    """Counts what was sent and what came of it."""
     counted = Tally(seed=SEED)
     yield counted
-    if path := os.environ.get("FAULT_REPORT"):
-        Path(path).write_text(json.dumps(counted.figures()), encoding="utf-8")
+    note("faults", **asdict(counted))
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: mode.name)

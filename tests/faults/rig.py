@@ -2,9 +2,8 @@
 
 import asyncio
 import random
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tests.faults.client import Plan, Record, play
@@ -50,9 +49,6 @@ class Tally:
         self.lost += sum(record.is_lost for record in records)
         self.crossed += sum(not record.is_own for record in records)
         self.faults += sum(record.plan.is_faulty for record in records)
-
-    def figures(self) -> dict[str, Any]:
-        return asdict(self) | {"python": sys.version.split()[0]}
 
 
 class Rig:

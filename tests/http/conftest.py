@@ -9,9 +9,9 @@ from tests.http.wire import TALLY
 
 @pytest.fixture(scope="session", autouse=True)
 def _tally() -> Iterator[None]:
-    """Write what was counted, where `BAD_INPUTS_REPORT` says."""
+    """Note what was counted of bad inputs."""
     yield
-    TALLY.write()
+    TALLY.note()
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 """One kept-alive connection as bytes, and what every answer to a bad input must be like."""
 
 import json
-import os
 import socket
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import httpx2
+from tests.figures import note
 from tests.http.answers import MAX_BYTES, MEMBERS
 
 __all__ = [
@@ -38,7 +37,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the bad inputs of a whole session; `BAD_INPUTS_REPORT` says where to."""
+    """Counts the bad inputs of a whole session."""
 
     seen: set[int] = field(default_factory=set)
     status_5xx: int = 0
@@ -54,17 +53,15 @@ class Tally:
         self.crashes += status == 0
         self.largest_answer_bytes = max(self.largest_answer_bytes, n_bytes)
 
-    def write(self) -> None:
-        """Write what was counted until now, if a report is wanted."""
-        path = os.environ.get("BAD_INPUTS_REPORT")
-        if path:
-            report = {
-                "tried": len(self.seen),
-                "status_5xx": self.status_5xx,
-                "crashes": self.crashes,
-                "largest_answer_bytes": self.largest_answer_bytes,
-            }
-            Path(path).write_text(json.dumps(report) + "\n")
+    def note(self) -> None:
+        """Note what was counted until now."""
+        note(
+            "bad inputs",
+            tried=len(self.seen),
+            status_5xx=self.status_5xx,
+            crashes=self.crashes,
+            largest_answer_bytes=self.largest_answer_bytes,
+        )
 
 
 TALLY = Tally()
