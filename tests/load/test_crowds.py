@@ -56,4 +56,4 @@ def test_ten_thousand_idle_connections_cost_little_and_leave_nothing_behind() ->
     assert n_with_crowd >= N_IDLE
     assert with_crowd - memory < 200
     assert with_the_next - with_crowd < 20
-    assert p99(meanwhile) < 3 * max(p99(before), 0.003)
+    assert p99(meanwhile) < 3 * max(p99(before), 0.008)
