@@ -1,5 +1,6 @@
 """Projects that the tests of the command line serve, and how the command is run on them."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -171,4 +172,5 @@ def serving(
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": "", "COLUMNS": "120", **more}
+    measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": "", "COLUMNS": "120", **measured, **more}
