@@ -1,5 +1,6 @@
-"""A log that nobody reads, or that has no room, holds up neither an answer nor the end."""
+"""A log that nobody reads, or that has no room, holds nothing up; one that is read is whole."""
 
+import json
 import os
 import signal
 import socket
@@ -71,3 +72,18 @@ def test_a_log_that_takes_nothing_holds_up_neither_answers_nor_the_end(
     assert "unload\n" in served.lines
     assert code == 0
     assert took_s < 9  # the log is waited for two seconds
+
+
+def test_every_line_is_written_before_the_end(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    with serving(folder, "reviews:server") as served:
+        with served.client() as client:
+            for number in range(200):
+                headers = {"X-Request-Id": f"r-{number}"}
+                client.post("/v1/models/shout/predict", json="hello", headers=headers)
+        served.process.send_signal(signal.SIGTERM)
+        served.exit_code()
+
+    lines = [json.loads(line) for line in served.lines if line.startswith("{")]
+    written = [line["request_id"] for line in lines if line["logger"] == "mlserve.access"]
+    assert written == [f"r-{number}" for number in range(200)]
