@@ -7,7 +7,6 @@ the application sees it has the same error body as every other error. Runs on th
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, cast
 from weakref import ref
@@ -28,10 +27,9 @@ from mlserve.settings import ServerSettings
 
 __all__ = ["Connection", "connection_of"]
 
-logger = logging.getLogger(__name__)
-
 _CONNECTION = "mlserve.connection"
 _MAX_CHUNKS = 65_536
+_PIECE_BYTES = 4096
 _FRAMING_BYTES = 64
 _PER_HEADER_BYTES = 4  # what a header takes on the wire beside its name and value
 _SPARE_S = 0.5  # who reads a body has a bound of its own, and knows better what to say
@@ -73,7 +71,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._settings = settings
         self._refuse_early = refuse
-        self._gathered: GatheredTransport | None = None
+        self._gathered: GatheredTransport
         # Runs while the client owes us something: a head, the rest of a body, or any sign of life.
         self._arrival = Timer(self.loop)
         self._head_bytes = 0
@@ -82,13 +80,13 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._began_now = False  # whether the latest head began with what was received last
         self._is_refusing = self._is_handed_over = False
-        self._unsent_bytes = 0
-        self._reading = Timer(self.loop)
         # The request that is being answered; `cycle` is the last one that was read.
         self._answering: RequestResponseCycle | None = None
         self._on_leave: Callable[[], None] | None = None
         self._is_ending = False
         self._ending = Timer(self.loop)
+        # What came and is parsed once the requests before it are being answered.
+        self._ahead = b""
         # The request whose answer says that the connection closes.
         self._closing: RequestResponseCycle | None = None
 
@@ -103,11 +101,7 @@ class Connection(HttpToolsProtocol):
         return cast("RequestResponseCycle | None", self.cycle)
 
     def watch(self, on_leave: Callable[[], None] | None) -> None:
-        """
-        Have a function called once the client has left; `None` = no longer.
-
-        Of one request at a time: the one that is being answered.
-        """
+        """Have a function called once the client of the present request has left, or no longer."""
         self._on_leave = on_leave
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -118,18 +112,30 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whoever answers this client is told."""
-        for timer in (self._arrival, self._reading, self._ending):
-            timer.stop()
-        if self._gathered is not None:
-            self._gathered.lost()
+        self._arrival.stop()
+        self._ending.stop()
+        self._gathered.lost()
         super().connection_lost(exc)
         self._leave()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, and refuse heads that are too large, too slow or no HTTP."""
-        if self._is_refusing or self.transport.is_closing():
-            return
+        """Parse what came, but few requests ahead of their answers: each takes memory."""
         self._unset_keepalive_if_required()
+        self._ahead += data
+        while self._ahead and not (self.pipeline or self._is_over):
+            is_in_body = self._latest is not None and self._latest.more_body
+            n_bytes = len(self._ahead) if is_in_body else _PIECE_BYTES
+            piece, self._ahead = self._ahead[:n_bytes], self._ahead[n_bytes:]
+            self._take(piece)
+        if self._is_over:
+            self._ahead = b""
+        elif self._ahead:
+            self.flow.pause_reading()
+        elif self._is_in_head or self._is_idle:
+            self.flow.resume_reading()
+
+    def _take(self, data: bytes) -> None:
+        """Parse a piece, and refuse heads that are too large, too slow or no HTTP."""
         cycle, n_body, self._began_now = self._latest, self._body_bytes, False
         try:
             self._feed(data)
@@ -141,7 +147,7 @@ class Connection(HttpToolsProtocol):
             self._bound_head(self._n_of_head(len(data)))
         elif cycle is not None and cycle is self._latest and cycle.more_body:
             self._bound_framing(len(data) - (self._body_bytes - n_body))
-        if not (self._arrival.is_running or self._is_handed_over or self._is_refusing):
+        if not (self._arrival.is_running or self._is_over):
             self._bound_wait()
 
     def _feed(self, data: bytes) -> None:
@@ -194,8 +200,7 @@ class Connection(HttpToolsProtocol):
         """End a request."""
         if self.parser.should_upgrade():
             return
-        if self._gathered is not None:
-            self._gathered.has_unread = False
+        self._gathered.has_unread = False
         self._arrival.stop()
         super().on_message_complete()
         self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
@@ -215,19 +220,20 @@ class Connection(HttpToolsProtocol):
             if not self._should_upgrade():
                 return  # it is read again without the offer
             require_handshake(self.parser.get_method(), self.headers, is_alone=self._is_idle)
-        if self._gathered is not None:
-            self._gathered.has_unread = True
+        self._gathered.has_unread = True
         super().on_headers_complete()
-        if self._is_ending:
+        if self._is_ending and not self._ahead:
             self._close_after(self.cycle)
 
     def on_response_complete(self) -> None:
         """Send the answer, then look at what the client has sent meanwhile."""
-        if self._gathered is not None:
-            self._gathered.flush()
+        self._gathered.flush()
         self._on_leave = None
         self._answering = None
         super().on_response_complete()
+        if self._ahead:
+            self.flow.pause_reading()
+            self.loop.call_soon(self.data_received, b"")
         if self._is_ending and self._is_idle and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._ending.start(_SILENT_S, self._end)
@@ -251,11 +257,11 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Hold answers back: the client reads more slowly than they are written."""
         super().pause_writing()
-        self._await_reader()
+        self._gathered.await_reader(self._settings.send_timeout_s)
 
     def resume_writing(self) -> None:
         """Go on writing."""
-        self._reading.stop()
+        self._gathered.reader_is_back()
         super().resume_writing()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -275,6 +281,11 @@ class Connection(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing that still comes is for us."""
+        return self._is_refusing or self._is_handed_over or self.transport.is_closing()
 
     @property
     def _is_idle(self) -> bool:
@@ -341,17 +352,6 @@ class Connection(HttpToolsProtocol):
         else:
             self._refuse(HTTPException(408, "The request's body did not arrive in time."))
 
-    def _await_reader(self) -> None:
-        self._unsent_bytes = self.transport.get_write_buffer_size()
-        self._reading.start(self._settings.send_timeout_s, self._look_at_reader)
-
-    def _look_at_reader(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unsent_bytes:
-            self._await_reader()
-        else:
-            logger.info("connection.send.timed_out")
-            self.transport.abort()
-
     def _refuse(self, error: HTTPException | DrainingError) -> None:
         """
         Answer what is no request, after the answers that are still due, and close.
@@ -384,8 +384,7 @@ class Connection(HttpToolsProtocol):
 
     def _write_refusal(self, error: HTTPException | DrainingError) -> None:
         self.transport.write(refusal(error, self._settings.request_id_header))
-        if self._gathered is not None:
-            self._gathered.linger()
+        self._gathered.linger()
 
     def _leave(self) -> None:
         """Tell whoever answers this client that it waits no longer."""

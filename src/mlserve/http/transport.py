@@ -1,10 +1,15 @@
 """What is between uvicorn and a socket: gathered writes and a close that loses nothing."""
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
 
+from mlserve.http.timer import Timer
+
 __all__ = ["GatheredTransport"]
+
+logger = logging.getLogger(__name__)
 
 _WRITTEN_ALONE_BYTES = 65_536
 _LINGER_S = 1.0
@@ -29,6 +34,7 @@ class GatheredTransport(asyncio.Transport):
         self._loop = loop
         self._parts: list[Any] = []
         self._closer: asyncio.TimerHandle | None = None
+        self._reader = Timer(loop)
         self.has_unread = False
         """Whether the client still sends; closing lingers then."""
 
@@ -73,8 +79,26 @@ class GatheredTransport(asyncio.Transport):
             self.flush()
             self._transport.close()
 
+    def await_reader(self, patience_s: float) -> None:
+        """Abort once the client has read nothing for so long, until `reader_is_back`."""
+        unsent = self.get_write_buffer_size()
+
+        def look() -> None:
+            if self.get_write_buffer_size() < unsent:
+                self.await_reader(patience_s)
+            else:
+                logger.info("connection.send.timed_out")
+                self.abort()
+
+        self._reader.start(patience_s, look)
+
+    def reader_is_back(self) -> None:
+        """Note that the client has read what there was."""
+        self._reader.stop()
+
     def lost(self) -> None:
         """Note that the connection has ended."""
+        self._reader.stop()
         self._parts.clear()
         self._stop_lingering()
 
