@@ -155,18 +155,53 @@ def rows_of_inputs() -> list[Row]:
 
 
 def rows_of_crowds() -> list[Row]:
-    """Open many sockets, slow ones and silent ones."""
+    """Open many sockets, slow ones and silent ones, and send what has no end."""
+    found = measured_by("tests/load")
+
+    def of(name: str, key: str) -> float:
+        return float(max(figures[key] for figures in found if figures["name"] == name))
+
+    slow, idle = "`tests/load/test_slow_clients.py`", "`tests/load/test_crowds.py`"
+    slowest, limit = of("slow clients", "slowest_s"), of("slow clients", "limit_s")
+    before, meanwhile = of("good clients", "before_s"), of("good clients", "meanwhile_s")
     return [
         Row(
-            figures["figure"],
-            figures["measured"],
-            figures["target"],
-            bool(figures["is_met"]),
-            f"`{figures['test']}`",
-        )
-        for figures in measured_by("tests/load")
-        if figures["name"] == "load"
+            f"{of('slow clients', 'n'):,.0f} clients that dribble or say nothing: the last is cut",
+            f"after {slowest:.2f} s",
+            f"{limit:g} s + 1.5 s",
+            slowest < limit + 1.5,
+            slow,
+        ),
+        Row(
+            "good clients beside them, 99th percentile, before and meanwhile",
+            f"{before * 1000:.1f} ms, {meanwhile * 1000:.1f} ms",
+            "3 × the larger of before and 8 ms",
+            meanwhile < 3 * max(before, 0.008),
+            slow,
+        ),
+        _memory(
+            "a stream of 10 MB that is read byte by byte", of("slow reader", "more_mb"), 20, slow
+        ),
+        _memory(f"{of('idle', 'n'):,.0f} idle connections", of("idle", "more_mb"), 200, idle),
+        _memory(
+            "heads, bodies, chunks and lines without end, up to 1 GB",
+            of("bomb", "more_mb"),
+            26,
+            "`tests/load/test_bombs.py`",
+        ),
+        Row(
+            "probes on new connections at fifty times the load, 99th percentile",
+            f"{of('probes', 'slowest_s') * 1000:.1f} ms",
+            "50 ms",
+            of("probes", "slowest_s") < 0.05,
+            "`tests/load/test_overload.py`",
+        ),
     ]
+
+
+def _memory(what: str, more_mb: float, limit_mb: float, source: str) -> Row:
+    is_met = more_mb < limit_mb
+    return Row(f"memory for {what}", f"{more_mb:+.1f} MB", f"{limit_mb:g} MB", is_met, source)
 
 
 def rows_of_stops(n: int, seed: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from fastapi.testclient import TestClient
 from tests.http.answers import error_of
 from tests.http.waiting import until
 
-from mlserve import Batching, Call, Limits, ModelHandler, ModelServer, ServerSettings
+from mlserve import Batching, Call, Limits, ModelHandler, ModelServer, Replicas, ServerSettings
 from mlserve.testing import EchoHandler
 
 PREDICT = "/v1/models/m/predict"
@@ -162,7 +163,8 @@ def test_a_priority_means_nothing_where_priorities_are_not_allowed() -> None:
     assert answer.status_code == 200
 
 
-def test_requests_of_a_better_priority_are_served_first() -> None:
+@pytest.mark.parametrize("action", ["predict", "stream"])
+def test_requests_of_a_better_priority_are_served_first(action: str) -> None:
     busy, released = threading.Event(), threading.Event()
     served: list[str] = []
 
@@ -175,7 +177,11 @@ def test_requests_of_a_better_priority_are_served_first() -> None:
             assert released.wait(10)
             return inputs
 
-    server = ModelServer().add("m", Recorder, limits=Limits(priorities=True))
+        def stream(self, item: str) -> Iterator[str]:
+            yield from self.infer([item])
+
+    server = ModelServer()
+    server.add("m", Recorder, limits=Limits(priorities=True), replicas=Replicas(max_streams=1))
     model = server.model_for("m")
     with TestClient(server.build()) as client:
         threads = []
@@ -185,7 +191,7 @@ def test_requests_of_a_better_priority_are_served_first() -> None:
             threads.append(
                 threading.Thread(
                     target=client.post,
-                    args=(PREDICT,),
+                    args=(f"/v1/models/m/{action}",),
                     kwargs={"json": name, "headers": {"X-Request-Priority": priority}},
                 )
             )

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 from tests.faults.processes import ServedProcess, serving
+from tests.figures import note
 from tests.load.crowd import ECHO, HEAD, HEALTH, connect, forget_peak, memory_mb, peak_memory_mb
 
 pytestmark = [
@@ -68,6 +69,8 @@ def test_what_has_no_end_is_refused_and_takes_no_memory(served: ServedProcess, n
 
         other.sendall(HEALTH)
         assert other.recv(1000).startswith(b"HTTP/1.1 200 ")
-    assert peak_memory_mb(served.process.pid) - memory < LARGEST_BODY_MB + 10
+    more_mb = peak_memory_mb(served.process.pid) - memory
+    note("bomb", more_mb=more_mb)
+    assert more_mb < LARGEST_BODY_MB + 10
     assert received.count(b"HTTP/1.1 ") == bool(statuses)
     assert not statuses or int(received[9:12]) in statuses

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from tests.faults.processes import ServedProcess, serving
+from tests.figures import note
 from tests.http.waiting import until
 from tests.load.crowd import (
     ECHO,
@@ -53,6 +54,7 @@ def test_ten_thousand_idle_connections_cost_little_and_leave_nothing_behind() ->
             with_the_next = memory_mb(pid)
         until(lambda: n_open_files(pid) <= n_open)
 
+    note("idle", n=n_with_crowd, more_mb=with_crowd - memory, meanwhile_s=p99(meanwhile))
     assert n_with_crowd >= N_IDLE
     assert with_crowd - memory < 200
     assert with_the_next - with_crowd < 20

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.faults.processes import ServedProcess, serving
+from tests.figures import note
 from tests.http.waiting import until
 from tests.load.crowd import HEALTH, READY, after, connect, p99, post, probed_s, storm
 
@@ -267,6 +268,7 @@ def test_under_fifty_times_the_load_refusals_come_at_once_and_probes_are_never_s
         was_still_on = not storming.done()
         outcome = storming.result()
 
+    note("probes", slowest_s=max(p99(taken) for taken in probed.values()))
     assert was_still_on
     assert outcome.statuses.keys() == {200, 503}
     assert outcome.statuses[503] > 30 * outcome.statuses[200]

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from tests.faults.processes import ServedProcess, serving
+from tests.figures import note
 from tests.http.waiting import until
 from tests.load.crowd import (
     ECHO,
@@ -56,12 +57,15 @@ def test_two_thousand_slow_clients_are_cut_in_time_and_good_ones_notice_little(
         meanwhile = latencies_s(served.port, crawling.done)
         cuts = crawling.result()
 
+    slowest_s = max(cut.lasted_s for cut in cuts)
+    note("slow clients", n=N_SLOW, limit_s=CUT_AFTER_S, slowest_s=slowest_s)
+    note("good clients", before_s=p99(before), meanwhile_s=p99(meanwhile))
     answers = Counter((cut.kind, cut.received[:13]) for cut in cuts)
     assert sum(answers.values()) == N_SLOW
     assert {kind for kind, _ in answers} == set(SLOW)
     assert {answer for kind, answer in answers if kind != "silent"} == {b"HTTP/1.1 408 "}
     assert {answer for kind, answer in answers if kind == "silent"} == {b""}
-    assert max(cut.lasted_s for cut in cuts) < CUT_AFTER_S + 1.5
+    assert slowest_s < CUT_AFTER_S + 1.5
     assert p99(meanwhile) < 3 * max(p99(before), 0.008)
     until(lambda: n_open_files(served.process.pid) <= n_open)
 
@@ -90,7 +94,9 @@ def test_a_stream_that_is_read_byte_by_byte_is_not_gathered_in_memory(
             assert reader.recv(1)
             other += latencies_s(served.port, after(0.1))
 
-        assert memory_mb(served.process.pid) < memory + 20
+        more_mb = memory_mb(served.process.pid) - memory
+        note("slow reader", more_mb=more_mb)
+        assert more_mb < 20
         assert seen - made < 9_000
         assert max(other) < 0.1
 

@@ -5,6 +5,7 @@ Lives on the event loop.
 """
 
 import asyncio
+import bisect
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class ReplicaPool:
         # Those that serve; a replica that loads, ails or is closed is not among them.
         self._serving: list[ThreadReplica] = []
         self._waiting_prepares: deque[tuple[Job, Prepared]] = deque()
-        self._waiting_streams: deque[tuple[Job, Channel[Any], Callable[[], None]]] = deque()
+        # In the order in which they will begin: by priority, the oldest of each first.
+        self._waiting_streams: list[tuple[Job, Channel[Any], Callable[[], None]]] = []
         self._tasks = TaskSet()
         self._breakers: dict[ThreadReplica, Breaker] = {}
         self.is_broken = False
@@ -124,7 +126,8 @@ class ReplicaPool:
 
     def open_stream(self, job: Job, channel: Channel[Any], left: Callable[[], None]) -> None:
         """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
-        self._waiting_streams.append((job, channel, left))
+        waiting = (job, channel, left)
+        bisect.insort_right(self._waiting_streams, waiting, key=lambda entry: entry[0].priority)
         self._start_streams()
 
     def forget_stream(self, job: Job) -> None:
@@ -160,7 +163,7 @@ class ReplicaPool:
             free = [r for r in self._serving if r.n_streams < self._options.max_streams]
             if not free:
                 return
-            job, channel, left = self._waiting_streams.popleft()
+            job, channel, left = self._waiting_streams.pop(0)
             left()
             job.stage = "stream"
             replica = min(free, key=lambda candidate: candidate.n_streams)
