@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import math
 import signal
 import threading
@@ -13,11 +12,12 @@ from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError, ModelNotFoundError
 from mlserve.execution.worker import TaskSet
 from mlserve.model import Model
+from mlserve.observability.loggers import get_logger
 from mlserve.settings import ServerSettings
 
 __all__ = ["Registry", "version_number"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _GC_THRESHOLD = 20_000
 

@@ -1,12 +1,15 @@
 """Streams as server-sent events, seen through an in-process client."""
 
 import asyncio
+import itertools
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
 import pytest
+from fastapi import Depends
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -19,6 +22,7 @@ from mlserve import (
     Limits,
     ModelHandler,
     ModelServer,
+    Replicas,
     ServerSettings,
 )
 from mlserve.http.disconnect import DisconnectWatch
@@ -310,3 +314,35 @@ def test_a_connection_that_breaks_while_it_is_watched_has_been_left() -> None:
                 await left.wait()
 
     asyncio.run(watch())
+
+
+def test_a_stream_that_is_never_sent_is_closed_and_its_place_is_free() -> None:
+    closed = threading.Event()
+
+    class Endless(ModelHandler[str, int]):
+        def stream(self, item: str) -> Iterator[int]:
+            try:
+                yield from itertools.count()
+            finally:
+                closed.set()
+
+    async def failing() -> AsyncIterator[None]:
+        yield
+        raise RuntimeError("the commit failed")
+
+    server = ModelServer().add(
+        "m",
+        Endless,
+        dependencies=[Depends(failing, scope="function")],
+        replicas=Replicas(max_streams=1),
+    )
+    with TestClient(server.build()) as client:
+        answers = [client.post("/v1/models/m/stream", json="go") for _ in range(3)]
+        was_closed = closed.wait(5)
+        n_in_flight = server.model_for("m").statistics().in_flight
+
+    assert [error_of(answer, 500, "internal_error")["type"] for answer in answers] == [
+        "ServerError"
+    ] * 3
+    assert was_closed
+    assert n_in_flight == 0

@@ -6,7 +6,6 @@ ASGI's `receive`, and only to who asks; asking costs, so quick requests never do
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,10 +13,11 @@ from starlette.types import Receive
 
 from mlserve.http.connection import connection_of
 from mlserve.http.foreign import RECEIVE, warn_of_hiding
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["DisconnectWatch"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class DisconnectWatch:

@@ -6,7 +6,6 @@ log, under the same request id.
 """
 
 import json
-import logging
 import math
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from mlserve.errors import MLServeError, SchemaViolationError
 from mlserve.http.exchange import EXCHANGE, request_id_of
 from mlserve.model import safe_details
+from mlserve.observability.loggers import get_logger
 
 __all__ = [
     "EXCEPTION_HANDLERS",
@@ -30,7 +30,7 @@ __all__ = [
     "handle_error",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # ASCII only: a lone surrogate in a message must not break the answer.
 _encoder = json.JSONEncoder(ensure_ascii=True, default=str)

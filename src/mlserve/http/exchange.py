@@ -7,6 +7,7 @@ It wraps `send`, so it sees every answer, those of error handlers and of streams
 import itertools
 import os
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.types import Message, Scope, Send
@@ -67,6 +68,8 @@ class Exchange:
         """The job, once there is one."""
         self.code: str | None = None
         """The error's code, once there is one."""
+        self.on_end: Callable[[], Awaitable[None]] | None = None
+        """Ends what still runs for the answer, whether or not it was ever sent."""
         self.bytes_in = 0
         self._send = send
         self._settings = settings
@@ -95,9 +98,12 @@ class Exchange:
             self._bytes_out += len(message.get("body", b""))
         await self._send(message)
 
-    @staticmethod
-    def forget(scope: Scope) -> None:
-        """Let go of a request that was answered, with its payload."""
+    async def end(self, scope: Scope) -> None:
+        """End and log a request that was answered, and let go of it with its payload."""
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            await on_end()
+        self.finish()
         scope.pop(EXCHANGE, None)
 
     def close(self, status: int, code: str, bytes_out: int) -> None:

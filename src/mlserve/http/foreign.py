@@ -8,16 +8,17 @@ and asks that. Installed in an application of the user, we cannot; that a middle
 read in its code only, so nothing tells beforehand, and it shows in the first long request.
 """
 
-import logging
 from typing import Any
 from weakref import WeakSet
 
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from mlserve.observability.loggers import get_logger
+
 __all__ = ["RECEIVE", "suspects_of", "warn_of_hiding"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RECEIVE = "mlserve.receive"
 """Where the scope holds the server's own `receive`, in a built application with middleware."""

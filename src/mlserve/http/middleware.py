@@ -1,7 +1,6 @@
 """What stands around every route of a built application. Pure ASGI."""
 
 import asyncio
-import logging
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,8 +11,6 @@ from mlserve.http.exchange import request_id_of
 from mlserve.http.shutdown import answer_cancelled
 
 __all__ = ["ServingMiddleware"]
-
-logger = logging.getLogger(__name__)
 
 
 class ServingMiddleware:

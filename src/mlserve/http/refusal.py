@@ -1,17 +1,16 @@
 """What is refused before the application sees it: the checks of a head, the bytes of the answer."""
 
-import logging
-
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from mlserve.errors import DrainingError
 from mlserve.http.errors import error_body
 from mlserve.http.exchange import request_id_of
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["bad_request", "refusal", "require_one_meaning"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def bad_request() -> HTTPException:

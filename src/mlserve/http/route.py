@@ -7,7 +7,6 @@ whatever handlers the application has.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -133,10 +132,8 @@ class ModelRoute(APIRoute):
                 await self._answer_directly(Request(scope, limited), exchange.send)
         finally:
             exchange.bytes_in = BodyLimit.n_received(scope)
-            with contextlib.suppress(Exception):  # who logs may fail: the answer is sent
-                exchange.finish()
             # The server keeps the scope of a connection's last request, however long it is idle.
-            exchange.forget(scope)
+            await exchange.end(scope)
             BodyLimit.forget(scope)
 
     async def _answer_behind(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,12 +19,13 @@ from mlserve.http.gate import Gate
 from mlserve.http.listening import listen_more
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.observability.log_queue import queued_logging, stderr_handler
+from mlserve.observability.loggers import get_logger
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
 __all__ = ["configure_logging", "make_config", "run_server", "shutdown_draining"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _STARTUP_FAILURE = 3
 _LONGEST_DRAIN_S = 10 * 365 * 86_400.0

@@ -6,7 +6,6 @@ and a request whose task the server cancels is told why.
 """
 
 import asyncio
-import logging
 import signal
 import socket
 import threading
@@ -22,6 +21,7 @@ from uvicorn.server import HANDLED_SIGNALS
 from mlserve.errors import DrainingError
 from mlserve.execution.worker import TaskSet
 from mlserve.http.errors import handle_error
+from mlserve.observability.loggers import get_logger
 from mlserve.registry import Registry
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "shutdown_draining",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LAST_WORDS_S = 0.1
 """How long a request that is being cancelled may take to say why, in seconds."""

@@ -8,7 +8,6 @@ errors before it have their own status; a later one is an event of its own, then
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +17,12 @@ from starlette.types import Receive, Scope, Send
 from mlserve.errors import AbandonedError, DrainingError, MLServeError
 from mlserve.http.disconnect import DisconnectWatch
 from mlserve.http.shutdown import LAST_WORDS_S, MODEL, is_shutdown
+from mlserve.observability.loggers import get_logger
 from mlserve.streaming import ModelStream
 
 __all__ = ["DONE", "PING", "EventStreamResponse", "encode_event"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -91,10 +91,14 @@ class EventStreamResponse(Response):
                 await self._end_cancelled(DrainingError(scope[MODEL]), send)
             raise
         finally:
-            self._watch.stop()
-            await self._stream.aclose()
+            await self.aclose()
         if self.background is not None:
             await self.background()
+
+    async def aclose(self) -> None:
+        """End the stream: also one that is never sent, as what stands around it has failed."""
+        self._watch.stop()
+        await self._stream.aclose()
 
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

@@ -53,7 +53,7 @@ class StreamEndpoint:
             watch.stop()
             await stream.aclose()
             raise
-        return EventStreamResponse(
+        response = EventStreamResponse(
             stream,
             first,
             encode=encode,
@@ -61,3 +61,5 @@ class StreamEndpoint:
             watch=watch,
             ping_s=self._settings.ping_s,
         )
+        exchange.on_end = response.aclose
+        return response

@@ -1,15 +1,15 @@
 """What is between uvicorn and a socket: gathered writes and a close that loses nothing."""
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from mlserve.http.timer import Timer
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["GatheredTransport"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _WRITTEN_ALONE_BYTES = 65_536
 _LINGER_S = 1.0

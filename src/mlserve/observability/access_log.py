@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypedDict
 
 __all__ = [
@@ -94,9 +95,10 @@ _BLANK = vars(logging.LogRecord(logger.name, logging.INFO, __file__, 0, "", (), 
 
 
 def log_inference(facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
-    """Write one line; costs nothing when the logger is off."""
+    """Write one line; costs nothing when the logger is off, and raises nothing."""
     if logger.isEnabledFor(logging.INFO):
-        logger.handle(InferenceRecord(facts, annotations))
+        with suppress(Exception):  # a handler of the user may raise anything
+            logger.handle(InferenceRecord(facts, annotations))
 
 
 class AccessLogFormatter(logging.Formatter):
