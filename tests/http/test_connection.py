@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -14,7 +14,7 @@ from tests.http.malformed import MALFORMED, POST, VALID
 from tests.http.waiting import until
 from tests.http.wire import TALLY
 
-from mlserve import ModelHandler, ModelServer, ServerSettings
+from mlserve import Call, ModelHandler, ModelServer, ServerSettings
 from mlserve.testing import EchoHandler, running
 
 pytestmark = pytest.mark.slow
@@ -27,8 +27,22 @@ LARGEST_REFUSAL = 4096 + 512  # body and head
 def client() -> Iterator[httpx2.Client]:
     settings = ServerSettings(head_timeout_s=0.3, send_timeout_s=0.3, body_timeout_s=0.5)
     server = ModelServer(settings=settings).add("echo", EchoHandler).add("big", Big)
+    server.add("waiting", Waiting)
     with running(server) as client:
         yield client
+
+
+class Waiting(ModelHandler[dict[str, str], str]):
+    """Waits until its client has left."""
+
+    begun: ClassVar[threading.Event] = threading.Event()
+    cancelled: ClassVar[threading.Event] = threading.Event()
+
+    def infer(self, inputs: list[dict[str, str]], calls: list[Call]) -> list[str]:
+        self.begun.set()
+        until(lambda: calls[0].cancelled)
+        self.cancelled.set()
+        return ["nobody reads this"]
 
 
 class Big(ModelHandler[int, str]):
@@ -218,3 +232,33 @@ def test_trailers_are_not_read_as_headers(client: httpx2.Client) -> None:
     ((status, headers, _),) = answers_of(received)
     assert status == 200
     assert headers["x-request-id"] != "smuggled"
+
+
+@pytest.mark.parametrize("sent", [HEALTH[:20], POST, VALID[:-3]])
+def test_a_client_that_closes_its_half_amid_a_request_is_let_go(
+    client: httpx2.Client, sent: bytes
+) -> None:
+    with connected(client) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+
+    assert received == b""
+    assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_closes_its_half_behind_a_request_counts_as_one_that_left(
+    client: httpx2.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    request = VALID.replace(b"echo", b"waiting")
+
+    with connected(client) as connection:
+        connection.sendall(request)
+        assert Waiting.begun.wait(5)
+        connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+
+    assert received == b""
+    assert Waiting.cancelled.wait(5)
+    until(lambda: "client_closed_request" in caplog.text)
