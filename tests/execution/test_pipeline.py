@@ -466,7 +466,7 @@ def test_what_load_raises_passes() -> None:
     bench = Bench(toy_with(load=load))
 
     with pytest.raises(OSError, match="No such file"):
-        run_here(bench.pipeline.load(), bench.handler)
+        run_here(bench.pipeline.call("load"), bench.handler)
 
 
 class Recording(ModelHandler[int, int, int]):

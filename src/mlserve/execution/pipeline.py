@@ -22,7 +22,7 @@ from mlserve.errors import (
     OutOfMemoryError,
 )
 from mlserve.execution.recovery import free_memory, is_out_of_memory, let_go
-from mlserve.execution.stages import Stage, Step
+from mlserve.execution.stages import Stage, Step, contained
 from mlserve.handler import Call
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
@@ -88,9 +88,9 @@ class Pipeline:
             if preprocess.overridden:
                 job.payload = yield _step(preprocess, job)
             if (running := cost).overridden:
-                job.cost = _checked_cost((yield _step(cost, job)))
+                job.cost = contained(_checked_cost, (yield _step(cost, job)))
             if (running := batch_key).overridden:
-                job.key = _checked_key((yield _step(batch_key, job)))
+                job.key = contained(_checked_key, (yield _step(batch_key, job)))
         except ModelOutputError as exc:
             logger.error("output.refused: %s", exc, extra=_about(self.name, job))
             raise
@@ -125,7 +125,7 @@ class Pipeline:
     def _infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         try:
             outputs = yield self._infer_step(jobs)
-            outcomes = self._one_per_job(outputs, len(jobs))
+            outcomes = contained(self._one_per_job, outputs, len(jobs))
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
             is_splittable = len(jobs) > 1 and self.contract.handler_class.idempotent
             is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
@@ -179,7 +179,7 @@ class Pipeline:
             if postprocess.overridden:
                 arguments = (output, job.call) if postprocess.wants_call else (output,)
                 output = yield Step(postprocess, arguments)
-            return self.contract.response.accept(output)
+            return contained(self.contract.response.accept, output)
         except ModelOutputError as exc:
             logger.error("output.refused: %s", exc, extra=_about(self.name, job))
             raise
@@ -190,9 +190,9 @@ class Pipeline:
         finally:
             job.times.postprocess_s = self.clock() - started
 
-    def load(self) -> Stage[None]:
-        """Call `load`; what it raises passes through."""
-        yield Step(self.contract.hooks["load"])
+    def call(self, hook: str) -> Stage[None]:
+        """Call a hook of the replica, such as `load`; what it raises passes through."""
+        yield Step(self.contract.hooks[hook])
 
     def warm_up(self, batching: Batching) -> Stage[int]:
         """Warm the model up and say with how many examples; what a hook raises passes through."""
@@ -223,7 +223,7 @@ class Pipeline:
             yield from self.prepare(job)
             chunk = yield _step(hooks["stream"], job)
             if chunk is not None:  # an example may stream nothing
-                self.contract.chunk.accept(chunk)
+                contained(self.contract.chunk.accept, chunk)
         return len(examples)
 
     def _warm_batch(self, examples: list[Any], size: int, batching: Batching) -> Stage[None]:

@@ -36,7 +36,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    message = str(error).lower()
+    try:
+        message = str(error).lower()
+    except BaseException:  # noqa: BLE001 - it is the user's, and this is where errors end
+        return False
     return any(text in message for text in _MESSAGES)
 
 

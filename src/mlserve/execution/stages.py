@@ -7,14 +7,14 @@ a process: only the driver differs.
 """
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlserve.contract import Hook
 from mlserve.execution.worker import Worker
 
-__all__ = ["Stage", "Step", "as_exception", "run_here", "run_mixed"]
+__all__ = ["Stage", "Step", "as_exception", "contained", "is_cancelling", "run_here", "run_mixed"]
 
 ResultT = TypeVar("ResultT")
 
@@ -53,9 +53,8 @@ async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> Resu
             try:
                 value = await _call_mixed(handler, step, worker)
             except BaseException as exc:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise  # it is we who are cancelled, not something within the hook
+                if is_cancelling():
+                    raise
                 step = stage.throw(as_exception(exc))
             else:
                 step = stage.send(value)
@@ -88,6 +87,27 @@ async def _call_mixed(handler: Any, step: Step, worker: Worker) -> Any:
         return await anext(value, None)
     finally:
         await value.aclose()
+
+
+def is_cancelling() -> bool:
+    """Whether it is the running task that is cancelled, not something within a hook."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def contained(function: Callable[..., ResultT], *args: Any) -> ResultT:
+    """
+    Call what may run code of the handler's beside its hooks, such as a validator or `__len__`.
+
+    Raises:
+        Exception: What it raised, as an exception that a stage may handle.
+    """
+    try:
+        return function(*args)
+    except Exception:
+        raise
+    except BaseException as exc:
+        raise as_exception(exc) from exc
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -5,13 +5,12 @@ The generator is iterated and closed in one and the same thread (or task), whate
 client: it is closed at its next `yield`, never from outside.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from mlserve.errors import MLServeError, ModelOutputError
 from mlserve.execution.pipeline import Pipeline, as_model_error
-from mlserve.execution.stages import as_exception
+from mlserve.execution.stages import as_exception, is_cancelling
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.streaming import Channel
@@ -75,9 +74,8 @@ async def run_async_stream(
                 break
     except BaseException as exc:
         error = _as_stream_error(exc, pipeline, job)
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # it is we who are cancelled, not something within the hook
+        if is_cancelling():
+            raise
     finally:
         try:
             if generator is not None and hasattr(generator, "aclose"):

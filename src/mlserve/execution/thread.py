@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from mlserve.batching.report import BatchReport
-from mlserve.errors import MLServeError
+from mlserve.errors import MLServeError, ModelError
 from mlserve.execution.pipeline import Outcome, Pipeline, as_model_error
-from mlserve.execution.stages import run_here, run_mixed
+from mlserve.execution.stages import as_exception, is_cancelling, run_here, run_mixed
 from mlserve.execution.stream_runner import run_async_stream, run_stream
 from mlserve.execution.worker import Mailbox, TaskSet, Worker
 from mlserve.handler import Context, ModelHandler
@@ -99,7 +99,7 @@ class ThreadReplica:
             Exception: What a hook raised.
         """
         self._load_begun = True
-        await self._run_stage(self._pipeline.load())
+        await self._run_stage(self._pipeline.call("load"))
         on_warming()
         return int(await self._run_stage(self._pipeline.warm_up(batching)))
 
@@ -111,7 +111,11 @@ class ThreadReplica:
         self.n_in_hooks += 1
         self._note_idle()
         if self._pipeline.prepares_in_thread:
-            self._side.submit(partial(self._prepare_here, job, then))
+            self._submit(
+                self._side,
+                partial(self._prepare_here, job, then),
+                lambda error: self._prepared(job, then, error),
+            )
         else:
             self._tasks.spawn(self._prepare_mixed(job, then))
 
@@ -122,7 +126,11 @@ class ThreadReplica:
         if self._pipeline.contract.hooks["infer"].is_async:
             self._tasks.spawn(self._infer_mixed(batch, done))
         else:
-            self._main.submit(partial(self._infer_here, batch, done))
+            self._submit(
+                self._main,
+                partial(self._infer_here, batch, done),
+                lambda error: self._inferred(batch, [error] * len(batch), BatchReport(), done),
+            )
 
     def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
         """Run a stream into a channel; `done` is called when its generator has been closed."""
@@ -163,11 +171,8 @@ class ThreadReplica:
         Raises:
             Exception: What it raised: the replica is unhealthy.
         """
-        hook = self._pipeline.contract.hooks["health"]
-        if hook.is_async:
-            await self._handler.health()
-        elif hook.overridden:
-            await self._main.call(self._handler.health)
+        if self.has_health:
+            await self._run_stage(self._pipeline.call("health"))
 
     async def try_examples(self) -> int:
         """
@@ -197,25 +202,31 @@ class ThreadReplica:
 
     async def _close(self) -> None:
         await self.wait_idle()
-        if self._load_begun:
-            hook = self._pipeline.contract.hooks["unload"]
-            try:
+        try:
+            if self._load_begun:
                 await self._main.call(_nothing)  # after a `load` or `health` that still runs
-                if hook.is_async:
-                    await self._handler.unload()
-                elif hook.overridden:
-                    await self._main.call(self._handler.unload)
-            except Exception:
-                logger.exception("hook.unload.failed", extra={"model": self.context.name})
-        await self._tasks.close()
-        self._main.close()
-        self._side.close()
+                await self._run_stage(self._pipeline.call("unload"))
+        except Exception:
+            logger.exception("hook.unload.failed", extra={"model": self.context.name})
+        finally:
+            self._main.close()
+            self._side.close()
+            await self._tasks.close()
 
     async def _run_stage(self, stage: Any) -> Any:
         hooks = self._pipeline.contract.hooks.values()
         if any(hook.overridden and hook.is_async for hook in hooks):
             return await run_mixed(stage, self._handler, self._main)
         return await self._main.call(lambda: run_here(stage, self._handler))
+
+    def _submit(
+        self, worker: Worker, task: Callable[[], None], fail: Callable[[MLServeError], None]
+    ) -> None:
+        try:
+            worker.submit(task)
+        except RuntimeError:  # the system gives no further thread
+            logger.exception("thread.start.failed", extra={"model": self.context.name})
+            self._mailbox.post(fail, ModelError())
 
     # An error is never a local of a frame that its own traceback holds: the two would keep each
     # other, and the request, until the collector comes.
@@ -227,7 +238,7 @@ class ThreadReplica:
         if not job.abandoned:
             try:
                 run_here(self._pipeline.prepare(job), self._handler)
-            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+            except BaseException as exc:  # noqa: BLE001 - a lost job would hang its client
                 return self._as_error(exc, "preprocess", job)
         return None
 
@@ -238,7 +249,9 @@ class ThreadReplica:
         if not job.abandoned:
             try:
                 await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
-            except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+            except BaseException as exc:
+                if is_cancelling():
+                    raise
                 return self._as_error(exc, "preprocess", job)
         return None
 
@@ -260,8 +273,10 @@ class ThreadReplica:
         stage = self._pipeline.infer(batch, report)
         try:
             outcomes = await run_mixed(stage, self._handler, self._main)
-        except Exception as exc:  # noqa: BLE001 - user code may raise anything
-            outcomes = [as_model_error(exc, "infer", self.context.name)] * len(batch)
+        except BaseException as exc:
+            if is_cancelling():
+                raise
+            outcomes = [self._as_error(exc, "infer")] * len(batch)
         report.infer_s = self._pipeline.clock() - started
         self._inferred(batch, outcomes, report, done)
 
@@ -269,8 +284,8 @@ class ThreadReplica:
         """Give an outcome for every job whatever happens: a lost one would hang its client."""
         try:
             return run()
-        except Exception as exc:  # noqa: BLE001 - user code may raise anything
-            return [as_model_error(exc, "infer", self.context.name)] * len(batch)
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything
+            return [self._as_error(exc, "infer")] * len(batch)
 
     def _inferred(
         self,
@@ -292,7 +307,11 @@ class ThreadReplica:
         self.n_in_hooks += len(batch)  # their hooks still run: not idle
         self._note_idle()
         if postprocess.needs_thread:
-            self._side.submit(partial(self._finish_here, batch, outcomes))
+            self._submit(
+                self._side,
+                partial(self._finish_here, batch, outcomes),
+                lambda error: self._fail_all(batch, error),
+            )
         elif postprocess.is_async and postprocess.overridden:
             for job, outcome in zip(batch, outcomes, strict=True):
                 self._tasks.spawn(self._finish_mixed(job, outcome))
@@ -311,7 +330,7 @@ class ThreadReplica:
             return None, None
         try:
             return run_here(self._pipeline.finish(job, outcome), self._handler), None
-        except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+        except BaseException as exc:  # noqa: BLE001 - a lost job would hang its client
             return None, self._as_error(exc, "postprocess", job)
 
     async def _finish_mixed(self, job: Job, outcome: Outcome) -> None:
@@ -320,16 +339,24 @@ class ThreadReplica:
     async def _finished_mixed(self, job: Job, outcome: Outcome) -> tuple[Any, MLServeError | None]:
         if isinstance(outcome, MLServeError):
             return None, outcome
+        if job.abandoned:
+            return None, None
         try:
             stage = self._pipeline.finish(job, outcome)
             return await run_mixed(stage, self._handler, self._side), None
-        except Exception as exc:  # noqa: BLE001 - a lost job would hang its client
+        except BaseException as exc:
+            if is_cancelling():
+                raise
             return None, self._as_error(exc, "postprocess", job)
 
-    def _as_error(self, error: Exception, hook: str, job: Job) -> MLServeError:
+    def _as_error(self, error: BaseException, hook: str, job: Job | None = None) -> MLServeError:
         if isinstance(error, MLServeError):
             return error
-        return as_model_error(error, hook, self.context.name, job)
+        return as_model_error(as_exception(error), hook, self.context.name, job)
+
+    def _fail_all(self, batch: list[Job], error: MLServeError) -> None:
+        for job in batch:
+            self._answer(job, None, error)
 
     def _answer(self, job: Job, value: Any, error: MLServeError | None) -> None:
         self.n_in_hooks -= 1

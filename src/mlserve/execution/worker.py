@@ -75,10 +75,16 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def submit(self, task: Callable[[], None]) -> None:
-        """Run `task`, which should not raise, after those submitted before. Event loop only."""
+        """
+        Run `task`, which should not raise, after those submitted before. Event loop only.
+
+        Raises:
+            RuntimeError: If the system gives no further thread; the next task asks for it again.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread  # only now: nobody would run what is queued
         self._tasks.put(task)
 
     async def call(self, function: Callable[[], ResultT]) -> ResultT:
