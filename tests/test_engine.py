@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -330,3 +331,37 @@ def test_a_handler_that_must_not_run_twice_fails_with_its_batch_and_runs_once() 
 
     assert all(isinstance(outcome, ModelError) for outcome in outcomes)
     assert n_runs <= 2
+
+
+def test_requests_are_not_refused_for_the_time_of_streams_that_wait_for_a_replica() -> None:
+    may_end = threading.Event()
+
+    class Both(ModelHandler[str, str]):
+        batching = Batching(max_size=1)
+        replicas = Replicas(max_streams=1)
+
+        def infer(self, inputs: list[str]) -> list[str]:
+            time.sleep(0.02)  # stands for the model
+            return inputs
+
+        def stream(self, item: str) -> Iterator[str]:
+            assert may_end.wait(10)
+            yield item
+
+    server = ModelServer().add("m", Both)
+
+    async def read(model: Model) -> list[str]:
+        return [chunk async for chunk in model.stream("s")]
+
+    async def scenario() -> None:
+        async with server.started():
+            model = server.model_for("m")
+            for _ in range(6):  # so that it is known what a batch costs
+                await model.predict("a")
+            streams = [asyncio.ensure_future(read(model)) for _ in range(101)]
+            await asyncio.to_thread(until, lambda: model.statistics().queued == 100)
+            assert await model.predict("b", timeout_s=1.0) == "b"
+            may_end.set()
+            assert await asyncio.gather(*streams) == [["s"]] * 101
+
+    asyncio.run(asyncio.wait_for(scenario(), 15))

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
@@ -183,3 +183,71 @@ def test_what_waits_when_the_last_replica_breaks_is_answered_at_once() -> None:
     kinds = [type(answer) for answer in answers]
     assert set(kinds) <= {ModelError, ModelFailedError}
     assert ModelFailedError in kinds
+
+
+class Busy(Fragile):
+    """Stands at gates: `infer` while it is broken, `preprocess` of 77, and the stream of 9."""
+
+    batching = Batching(max_size=1)
+    replicas = Replicas(max_streams=1, restart=Restart(failures=1, backoff_s=60, max_backoff_s=60))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_fail, self.may_prepare, self.may_end = (threading.Event() for _ in range(3))
+
+    def preprocess(self, request: int) -> int:
+        if request == 77:
+            assert self.may_prepare.wait(10)
+        return request
+
+    def infer(self, inputs: list[int]) -> list[int]:
+        if self.is_broken.is_set():
+            assert self.may_fail.wait(10)
+        return super().infer(inputs)
+
+    def stream(self, item: int) -> Iterator[int]:
+        if item == 9:
+            assert self.may_end.wait(10)
+        yield item
+
+
+async def first_chunk(model: Model, value: int) -> int:
+    async for chunk in model.stream(value):
+        return int(chunk)
+    raise AssertionError("There was no chunk.")
+
+
+def test_streams_that_wait_and_what_is_in_preprocess_when_it_breaks_are_answered_at_once() -> None:
+    handler = Busy()
+    server = ModelServer().add("m", handler)
+
+    async def scenario() -> list[Any]:
+        async with server.started():
+            model = server.model_for("m")
+            runs = asyncio.ensure_future(first_chunk(model, 9))
+            await asyncio.to_thread(until, lambda: model.statistics().running == 1)
+            waits = asyncio.ensure_future(first_chunk(model, 2))
+            await asyncio.to_thread(until, lambda: model.statistics().queued == 1)
+            handler.is_broken.set()
+            fails = asyncio.ensure_future(model.predict(3))
+            await asyncio.to_thread(until, lambda: model.statistics().running == 2)
+            inside = [
+                asyncio.ensure_future(model.predict(77)),
+                asyncio.ensure_future(first_chunk(model, 77)),
+            ]
+            await asyncio.to_thread(until, lambda: model.statistics().in_flight == 5)
+            handler.may_fail.set()
+            refused = [*await asyncio.gather(fails, waits, return_exceptions=True)]
+            handler.may_prepare.set()
+            refused += [*await asyncio.gather(*inside, return_exceptions=True)]
+            assert model.statistics().queued == 0
+            handler.may_end.set()
+            return [await runs, *refused]
+
+    answer, failed, *refused = run(scenario())
+
+    assert answer == 9
+    assert type(failed) is ModelError
+    assert [type(error) for error in refused] == [ModelFailedError] * 3
+    assert len({str(error) for error in refused}) == 1
+    assert "fails on the handler's own examples" in str(refused[0])

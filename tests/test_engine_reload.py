@@ -86,6 +86,37 @@ def test_a_model_that_does_not_serve_is_not_reloaded() -> None:
     asyncio.run(scenario())
 
 
+def test_a_model_that_could_not_be_loaded_is_brought_into_service_by_a_reload() -> None:
+    events: list[str] = []
+
+    class Mended(ModelHandler[str, str]):
+        def load(self) -> None:
+            events.append("load")
+            if events.count("load") == 1:
+                raise OSError("no weights")
+
+        def infer(self, inputs: list[str]) -> list[str]:
+            return inputs
+
+        def unload(self) -> None:
+            events.append("unload")
+
+    server = ModelServer(settings=ServerSettings(on_load_failure="serve")).add("m", Mended)
+
+    async def scenario() -> str:
+        async with server.started():
+            model = server.model_for("m")
+            assert model.state == "failed"
+            await model.reload()
+            assert model.state == "ready"
+            return str(await model.predict("a"))
+
+    answer = asyncio.run(scenario())
+
+    assert answer == "a"
+    assert events == ["load", "unload", "load", "unload"]
+
+
 def test_a_reload_that_a_shutdown_overtakes_is_unloaded() -> None:
     events: list[str] = []
     is_loading, may_load = threading.Event(), threading.Event()

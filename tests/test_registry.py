@@ -300,3 +300,37 @@ def test_a_drain_while_a_model_loads_gives_the_load_up_and_no_alarm() -> None:
     run(scenario())
 
     assert told == []
+
+
+@pytest.mark.parametrize("error", [None, OSError("no weights")])
+def test_a_load_that_ends_once_the_server_shuts_down_is_unloaded_and_no_alarm(
+    error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    events: list[str] = []
+    released = threading.Event()
+
+    class Slow(EchoHandler):
+        def load(self) -> None:
+            assert released.wait(10)
+            events.append("loaded")
+            if error is not None:
+                raise error
+
+        def unload(self) -> None:
+            events.append("unloaded")
+
+    registry = registry_of(ModelServer().add("m", Slow))
+    registry.on_late_failure = told.append
+
+    async def scenario() -> str:
+        async with registry.running(wait_s=0):
+            registry.begin_drain()
+            released.set()
+            assert await asyncio.to_thread(registry.loaded.wait, 5)
+        return registry.get("m").state
+
+    assert run(scenario()) == "stopped"
+    assert told == []
+    assert events == ["loaded", "unloaded"]
+    assert "cannot become" not in caplog.text

@@ -4,7 +4,6 @@ mlserve turns a model class into a production FastAPI application.
 Write a `ModelHandler`, hand it to a `ModelServer`, and `build()` gives the application.
 """
 
-from mlserve.engine import Statistics
 from mlserve.errors import (
     AbandonedError,
     BodyTimeoutError,
@@ -35,6 +34,7 @@ from mlserve.model import Model
 from mlserve.payloads import Binary, Upload
 from mlserve.server import ModelServer
 from mlserve.settings import Batching, Cors, Limits, Replicas, Restart, ServerSettings
+from mlserve.statistics import Statistics
 
 __version__ = "0.1.0"
 

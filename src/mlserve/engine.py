@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 from mlserve.errors import (
@@ -24,48 +24,20 @@ from mlserve.errors import (
     ModelNotReadyError,
 )
 from mlserve.execution.placement import ThreadPlacement
+from mlserve.execution.worker import TaskSet
 from mlserve.job import FutureSink, Job
 from mlserve.lane import Lane
 from mlserve.lifecycle import Lifecycle, ModelState
 from mlserve.observability.loggers import get_logger
 from mlserve.spec import Factory, ModelSpec
+from mlserve.statistics import Statistics
 from mlserve.streaming import Channel, ChannelSink, ModelStream
 
-__all__ = ["Engine", "Statistics"]
+__all__ = ["Engine"]
 
 logger = get_logger(__name__)
 
 _UNLOAD_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """What a model has done since it was loaded, and is doing."""
-
-    state: str
-    """Where it is in its life, such as `ready`."""
-    replicas: int
-    """How many replicas serve."""
-    in_flight: int
-    """How many requests were accepted and not answered yet."""
-    queued: int
-    """How many of them wait."""
-    running: int
-    """How many requests a hook is at work for; those that nobody waits for any more included."""
-    queue_capacity: int
-    """How many may wait."""
-    requests: int
-    """How many requests were accepted."""
-    batches: int
-    """How many batches were run."""
-    mean_batch_size: float
-    """How many requests a batch held on average; 0 before the first."""
-    splits: int
-    """How often a batch that failed was split, to find the request that made it fail."""
-    out_of_memory: int
-    """How often memory ran out."""
-    refused: int
-    """How many requests found no room."""
 
 
 class Engine:
@@ -92,6 +64,7 @@ class Engine:
         self._lane = self._open_lane()
         # Lanes that are still to be unloaded: the present one, and those that a reload retired.
         self._lanes: list[Lane] = []
+        self._retiring = TaskSet()
 
     @property
     def progress(self) -> dict[int, tuple[float, str]]:
@@ -122,13 +95,16 @@ class Engine:
         try:
             n_examples = await self._lane.pool.start(self._note_warming, load_timeout_s)
         except Exception as exc:
-            self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
+            if self.lifecycle.can_move(ModelState.FAILED):  # else it is shutting down
+                self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
             await self._close(self._lane, _UNLOAD_S)
             raise
         if n_examples == 0:
             logger.warning("Model %s has no `examples`: nothing was warmed up.", self.spec.name)
         self._note_warming()
+        if not self.lifecycle.can_move(ModelState.READY):
+            return  # it is shutting down, and will be unloaded
         self.lifecycle.move(ModelState.READY)
         self._lane.pool.watch_health(health_period_s)
         about = {**self._about(), "load_s": round(self.clock() - started, 3)}
@@ -164,6 +140,7 @@ class Engine:
             drain_s: As for `drain`.
         """
         await self.drain(drain_s)
+        await self._retiring.close()
         lanes = list(self._lanes)
         await asyncio.gather(*(self._close(lane, self._unload_s(lane, drain_s)) for lane in lanes))
         if self.lifecycle.can_move(ModelState.STOPPED):
@@ -200,8 +177,8 @@ class Engine:
             self._n_requests = self._n_refused = 0
             new.pool.watch_health(self._health_period_s)
             self._note_change()
-            await old.close()
-            self._lanes.remove(old)
+            if old in self._lanes:  # one that could not be loaded was closed at once
+                await asyncio.wait((self._retiring.spawn(self._retire(old)),))
 
     async def predict(self, job: Job) -> Any:
         """
@@ -352,6 +329,18 @@ class Engine:
     def _open_lane(self, factory: Factory | None = None) -> Lane:
         return Lane(self.spec, self._placement.make_pool(factory), self.clock)
 
+    async def _retire(self, lane: Lane) -> None:
+        """
+        Unload a lane that gets nothing new, once what it has in flight is done.
+
+        A task of the engine: whoever asked for the reload may leave, and a shutdown takes over.
+        """
+        limits = self.spec.limits
+        with suppress(TimeoutError):  # a stream that was never closed, or a hook that hangs
+            async with asyncio.timeout(max(limits.timeout_s, limits.stream_timeout_s)):
+                await lane.wait_idle()
+        await self._close(lane, _UNLOAD_S)
+
     async def _close(self, lane: Lane, timeout_s: float) -> None:
         """Unload a lane's replicas; a hook that does not return by then is left alone."""
         lane.batcher.close()
@@ -377,14 +366,12 @@ class Engine:
         pool, life = self._lane.pool, self.lifecycle
         if pool.n_serving == 0 and life.is_ready:
             life.move(ModelState.FAILED, pool.reason)
-            if pool.is_broken:  # no replica will take what waits
-                reason = life.reason or "it broke down"
-                self._lane.refuse_waiting(ModelFailedError(self.spec.name, reason))
         elif pool.n_serving > 0 and life.state is ModelState.FAILED:
             life.move(ModelState.READY)
         elif life.state is ModelState.FAILED:
             life.reason = pool.reason or life.reason
-        self._lane.batcher.wake()
+        for lane in self._lanes:
+            lane.note_change()
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.spec.name, "version": self.spec.version}

@@ -14,7 +14,7 @@ from typing import Any
 from mlserve.batching.admission import Admission, Refusal
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
-from mlserve.errors import MLServeError, OverloadedError, QueueFullError
+from mlserve.errors import MLServeError, ModelFailedError, OverloadedError, QueueFullError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
 from mlserve.spec import ModelSpec
@@ -46,6 +46,8 @@ class Lane:
         self._clock = clock
         # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
         self._reserved: set[Job] = set()
+        # Those of them that `infer` will never be asked for.
+        self._reserved_streams: set[Job] = set()
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,7 +68,8 @@ class Lane:
         admission, queue = self._admission, self.queue
         admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
         queue.capacity = admission.capacity
-        n_waiting, n_ahead = queue.occupied, queue.ahead_of(priority)
+        n_waiting = queue.occupied
+        n_ahead = queue.ahead_of(priority) - len(self._reserved_streams)
         refusal = admission.refuse(
             n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
         )
@@ -92,6 +95,8 @@ class Lane:
         self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
         self.queue.reserve()
         self._reserved.add(job)
+        if is_stream:
+            self._reserved_streams.add(job)
         self._jobs.add(job)
         self._idle.clear()
 
@@ -107,14 +112,10 @@ class Lane:
             self._release(job)
 
         def prepared(job: Job, error: MLServeError | None) -> None:
-            if error is not None:
-                job.fail(error)
-            if error is not None or job.abandoned:
-                self._release(job)
-                return
-            job.stage = "queue"
-            job.enqueued_at = self._clock()
-            self.pool.open_stream(job, channel, left)
+            if self._goes_on(job, error):
+                job.stage = "queue"
+                job.enqueued_at = self._clock()
+                self.pool.open_stream(job, channel, left)
 
         self.pool.prepare(job, prepared)
 
@@ -131,29 +132,42 @@ class Lane:
         if not self._jobs:
             self._idle.set()
 
-    async def close(self) -> None:
-        """Run what is still here to its end, then unload the replicas."""
+    async def wait_idle(self) -> None:
+        """Wait until nobody waits for anything that is here."""
         await self._idle.wait()
-        self.batcher.close()
-        await self.pool.close()
 
-    def refuse_waiting(self, error: MLServeError) -> None:
-        """Answer with an error whatever waits for a replica."""
-        for job in self.queue.clear():
-            job.fail(error)
+    def note_change(self) -> None:
+        """Look at the replicas: go on with those that are free, refuse what none will take."""
+        if self.pool.is_broken:
+            error = self._broken()
+            for job in self.queue.clear():
+                job.fail(error)
+            self.pool.refuse_waiting(error)
+        self.batcher.wake()
+
+    def _broken(self) -> ModelFailedError:
+        return ModelFailedError(self._spec.name, self.pool.reason or "it broke down")
 
     def _queue_prepared(self, job: Job, error: MLServeError | None) -> None:
+        if self._goes_on(job, error):
+            self._reserved.discard(job)
+            self.batcher.submit(job)
+
+    def _goes_on(self, job: Job, error: MLServeError | None) -> bool:
+        """Say whether a job may wait for a replica now; else it is answered and has no place."""
+        if error is None and self.pool.is_broken:
+            error = self._broken()
         if error is not None:
             job.fail(error)
         if error is not None or job.abandoned:
             self._release(job)
-            return
-        self._reserved.discard(job)
-        self.batcher.submit(job)
+            return False
+        return True
 
     def _release(self, job: Job) -> None:
         if job in self._reserved:
             self._reserved.discard(job)
+            self._reserved_streams.discard(job)
             self.queue.release()
 
     def __repr__(self) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlserve.engine import Engine, Statistics
+from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError, SchemaViolationError
 from mlserve.handler import Call
 from mlserve.job import Job
 from mlserve.spec import Factory
+from mlserve.statistics import Statistics
 
 __all__ = ["Model", "safe_details"]
 

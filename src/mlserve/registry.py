@@ -218,7 +218,8 @@ class Registry:
     def _note_late(self, task: "asyncio.Task[Exception | None]") -> None:
         if task.cancelled() or task.exception() is not None or task.result() is None:
             return
-        if self.settings.on_load_failure == "exit":
+        # What a shutdown has ended is nobody's failure.
+        if self.settings.on_load_failure == "exit" and not self.is_draining:
             self.on_late_failure(f"A model could not be loaded: {task.result()!r}")
 
 

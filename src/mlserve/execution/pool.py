@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlserve.batching.report import BatchReport
+from mlserve.errors import MLServeError
 from mlserve.execution.breaker import Breaker
 from mlserve.execution.thread import OnReport, Prepared, ThreadReplica
 from mlserve.execution.worker import TaskSet
@@ -55,7 +56,9 @@ class ReplicaPool:
         # In the order in which they will begin: by priority, the oldest of each first.
         self._waiting_streams: list[tuple[Job, Channel[Any], Callable[[], None]]] = []
         self._tasks = TaskSet()
+        # Of those that may be judged: not of one that is being closed.
         self._breakers: dict[ThreadReplica, Breaker] = {}
+        self._judges: dict[ThreadReplica, asyncio.Task[None]] = {}
         self.is_broken = False
         """Whether every replica fails on the handler's own examples."""
         self.reason: str | None = None
@@ -138,6 +141,16 @@ class ReplicaPool:
                 waiting[2]()
                 return
 
+    def refuse_waiting(self, error: MLServeError) -> None:
+        """Answer with an error whatever waits for a replica."""
+        streams, self._waiting_streams = self._waiting_streams, []
+        for job, _, left in streams:
+            left()
+            job.fail(error)
+        while self._waiting_prepares:
+            job, then = self._waiting_prepares.popleft()
+            then(job, error)
+
     def watch_health(self, period_s: float) -> None:
         """Begin to call the `health` hook of each replica, if there is one, every so often."""
         if not any(replica.has_health for replica in self._replicas):
@@ -147,6 +160,7 @@ class ReplicaPool:
 
     async def close(self) -> None:
         """Wait for what runs and unload every replica."""
+        self._breakers.clear()
         await self._tasks.close()
         self._serving = []
         await asyncio.gather(*(replica.close() for replica in self._replicas))
@@ -176,12 +190,18 @@ class ReplicaPool:
 
     def _note_report(self, replica: ThreadReplica, report: BatchReport) -> None:
         breaker = self._breakers.get(replica)
-        if breaker is not None and breaker.note(has_failed=report.has_failed):
-            self._tasks.spawn(self._judge(replica, breaker))
+        if breaker is None or not breaker.note(has_failed=report.has_failed):
+            return
+        if replica not in self._judges:
+            judge = self._tasks.spawn(self._judge(replica, breaker))
+            self._judges[replica] = judge
+            judge.add_done_callback(lambda _: self._judges.pop(replica, None))
 
     async def _judge(self, replica: ThreadReplica, breaker: Breaker) -> None:
         """Let the handler's own examples say whether a replica is broken, until it is not."""
         while not await self._passes(replica):
+            if self._breakers.get(replica) is not breaker:
+                return  # it is being closed
             wait_s = breaker.open()
             if replica in self._serving:
                 number = replica.context.replica
@@ -191,15 +211,20 @@ class ReplicaPool:
                 self.is_broken = not self._serving
                 self._on_change()
             await asyncio.sleep(wait_s)
-            if replica not in self._replicas:
-                return  # replaced meanwhile
-        if breaker.is_open:
+        if breaker.is_open and self._breakers.get(replica) is breaker:
             breaker.close()
             self._serving.append(replica)
             self.is_broken = False
             logger.warning("replica.breaker.closed", extra={"replica": replica.context.replica})
             self._on_change()
             self._resume()
+
+    async def _discharge(self, replica: ThreadReplica) -> None:
+        """Judge a replica no longer; its examples do not run once this has returned."""
+        self._breakers.pop(replica, None)
+        if judge := self._judges.get(replica):
+            judge.cancel()
+            await asyncio.gather(judge, return_exceptions=True)
 
     async def _passes(self, replica: ThreadReplica) -> bool:
         """Try the examples; a handler without any is given the benefit of the doubt."""
@@ -226,6 +251,7 @@ class ReplicaPool:
         if ailing in self._serving:  # its breaker may have opened already
             self._serving.remove(ailing)
         self._on_change()
+        await self._discharge(ailing)
         await ailing.close()
         replica = await self._restart(number)
         logger.warning("replica.restart.completed", extra={"replica": number})
