@@ -220,7 +220,7 @@ class ReplicaPool:
             self._resume()
 
     async def _discharge(self, replica: ThreadReplica) -> None:
-        """Judge a replica no longer; its examples do not run once this has returned."""
+        """Judge a replica no longer; what its examples do in a thread ends before `close` does."""
         self._breakers.pop(replica, None)
         if judge := self._judges.get(replica):
             judge.cancel()
