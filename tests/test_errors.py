@@ -103,6 +103,7 @@ def test_lack_of_capacity_says_when_to_try_again_and_a_spent_budget_does_not() -
     assert ModelFailedError("bert", "it broke down").retry_after_s == 5.0
     assert DeadlineExceededError("infer", 1.0).retry_after_s is None
     assert OutOfMemoryError("bert").retry_after_s is None
+    assert OutOfMemoryError("bert", batch_size=8).retry_after_s == 1.0
     assert QueueFullError("bert", 64, retry_after_s=2.5).retry_after_s == 2.5
     assert InvalidTimeoutError().retry_after_s is None
 
@@ -167,6 +168,7 @@ def test_an_unknown_model_and_an_unknown_version_are_told_apart() -> None:
         (QueueFullError("bert", 64), {"model": "bert", "limit": 64}),
         (OverloadedError("bert", 1.5), {"model": "bert", "wait_s": 1.5}),
         (OutOfMemoryError("bert"), {"model": "bert"}),
+        (OutOfMemoryError("bert", batch_size=8), {"model": "bert", "batch_size": 8}),
         (ModelNotReadyError("bert", "loading"), {"model": "bert", "state": "loading"}),
         (DrainingError("bert"), {"model": "bert"}),
         (ModelFailedError("bert", "it broke"), {"model": "bert", "reason": "it broke"}),

@@ -263,18 +263,34 @@ class OverloadedError(CapacityError):
 
 
 class OutOfMemoryError(CapacityError):
-    """There is not enough memory for this request, even alone."""
+    """
+    There is not enough memory for this request, even alone.
+
+    Or, if the handler is not idempotent, for a batch that had to be run at once.
+
+    Args:
+        model: The model.
+        batch_size: How many requests were run at once; the next batches are smaller.
+    """
 
     status = 507
     code = "out_of_memory"
     retry_after_s = None
 
-    def __init__(self, model: str) -> None:
-        super().__init__(
-            f"Model `{model}` has not enough memory for this request, even alone. Send a smaller"
-            " one."
-        )
+    def __init__(self, model: str, batch_size: int = 1) -> None:
+        if batch_size > 1:
+            super().__init__(
+                f"Model `{model}` had not enough memory for the {batch_size} requests of a batch"
+                " at once. Send the request again: the next batches will be smaller."
+            )
+            self.retry_after_s = 1.0
+        else:
+            super().__init__(
+                f"Model `{model}` has not enough memory for this request, even alone. Send a"
+                " smaller one."
+            )
         self.model = model
+        self.batch_size = batch_size
 
 
 class ModelNotReadyError(CapacityError):

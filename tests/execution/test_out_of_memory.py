@@ -76,6 +76,9 @@ def test_a_handler_that_must_not_be_repeated_is_not() -> None:
 
     assert [type(outcome) for outcome in outcomes] == [OutOfMemoryError] * 2
     assert batches_of(bench) == [[6, 6]]
+    assert [outcome.batch_size for outcome in outcomes] == [2, 2]
+    assert "even alone" not in str(outcomes[0])
+    assert "even alone" in str(bench.infer(12)[0])
 
 
 def test_the_tensors_of_a_failed_batch_are_gone_before_its_halves_are_run() -> None:

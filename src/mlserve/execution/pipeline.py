@@ -131,7 +131,7 @@ class Pipeline:
             is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
             if isinstance(exc, ModelOutputError):
                 logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
-            error = None if is_splittable else as_model_error(exc, "infer", self.name, jobs[0])
+            error = None if is_splittable else self._as_batch_error(exc, jobs)
             if is_memory:
                 self._note_out_of_memory(exc, jobs, report)
         else:
@@ -157,6 +157,11 @@ class Pipeline:
         wanted = list(itertools.compress(jobs, is_wanted))
         outcomes = iter((yield from self._infer(wanted, report)) if wanted else ())
         return [next(outcomes) if wanted else AbandonedError() for wanted in is_wanted]
+
+    def _as_batch_error(self, error: Exception, jobs: list[Job]) -> MLServeError:
+        answer = as_model_error(error, "infer", self.name, jobs[0])
+        is_memory = isinstance(answer, OutOfMemoryError)
+        return OutOfMemoryError(self.name, len(jobs)) if is_memory else answer
 
     def _note_out_of_memory(self, error: Exception, jobs: list[Job], report: BatchReport) -> None:
         about = {"model": self.name, "batch_size": len(jobs)}
