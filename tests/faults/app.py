@@ -1,6 +1,5 @@
 """What the tests and `scripts/soak` serve in a process of its own: a model in every mode."""
 
-from tests.faults.handler import FaultyHandler
 from tests.faults.table import MODES
 
 from mlserve import Batching, Limits, ModelServer, ServerSettings
@@ -9,7 +8,7 @@ server = ModelServer(title="faults", settings=ServerSettings(startup_wait_s=10))
 for mode in MODES:
     server.add(
         mode.name,
-        FaultyHandler,
+        mode.handler,
         batching=Batching(max_size=mode.max_size),
         limits=Limits(timeout_s=10.0, stream_timeout_s=10.0),
     )

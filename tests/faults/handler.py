@@ -8,7 +8,7 @@ its own text, so that an answer which went to somebody else can be told.
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -106,13 +106,21 @@ def spoiled(receipt: Receipt, what: str) -> Any:
     return receipt.model_copy(update=changes.get(what, {"extra": object()}))
 
 
-def raise_for(item: Ask, stage: str) -> None:
+def suffer(item: Ask, stage: str) -> None:
     """Do what a fault of this stage asks for: take long, or raise."""
     if item.stage == stage:
         if item.hold_s:
             time.sleep(item.hold_s)  # stands for a slow model
         if item.what in ERRORS:
             raise error_of(item.what)
+
+
+async def suffer_in_loop(item: Ask, stage: str) -> None:
+    """Do the same on the event loop, without holding it up."""
+    if item.stage == stage and item.hold_s:
+        await asyncio.sleep(item.hold_s)  # stands for a slow model
+        item = item.model_copy(update={"hold_s": 0.0})
+    suffer(item, stage)
 
 
 class FaultyHandler(ModelHandler[Ask, Receipt]):
@@ -125,14 +133,29 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return [Ask(text="example")]
 
     def preprocess(self, request: Ask) -> Ask:
-        raise_for(request, "preprocess")
+        suffer(request, "preprocess")
         return request
 
     def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
         self._note(*calls)
         time.sleep(INFER_S)  # stands for the model
         for item in inputs:
-            raise_for(item, "infer")
+            suffer(item, "infer")
+        return self._outputs(inputs)
+
+    def postprocess(self, output: tuple[Ask, str], call: Call) -> Any:
+        suffer(output[0], "postprocess")
+        return self._receipt(output, call)
+
+    def stream(self, item: Ask, call: Call) -> Any:
+        self._note(call)
+        suffer(item, "infer")
+        if item.stage == "batch" and item.what in STREAMS:
+            return STREAMS[item.what](item)
+        return self._parts(item, call)
+
+    def _outputs(self, inputs: list[Ask]) -> Any:
+        for item in inputs:
             if item.fault == "batch:oom_above" and len(inputs) > item.at:
                 raise error_of("oom")
         outputs = [self._in_place(item) for item in inputs]
@@ -141,18 +164,10 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
                 return BATCHES[item.what](outputs)
         return outputs
 
-    def postprocess(self, output: tuple[Ask, str], call: Call) -> Any:
+    def _receipt(self, output: tuple[Ask, str], call: Call) -> Any:
         item, digest = output
-        raise_for(item, "postprocess")
         receipt = Receipt(id=call.request_id, digest=digest, padding="x" * item.padding)
         return spoiled(receipt, item.what) if item.stage == "output" else receipt
-
-    def stream(self, item: Ask, call: Call) -> Any:
-        self._note(call)
-        raise_for(item, "infer")
-        if item.stage == "batch" and item.what in STREAMS:
-            return STREAMS[item.what](item)
-        return self._parts(item, call)
 
     def _note(self, *calls: Call) -> None:
         if self.run is not None:
@@ -166,11 +181,35 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
     def _parts(self, item: Ask, call: Call) -> Iterator[Any]:
         for number in range(item.chunks):
             if number == item.at:
-                raise_for(item, "place")
+                suffer(item, "place")
             time.sleep(INFER_S / N_CHUNKS)  # stands for the model
             digest = digest_of(item.text, number)
             padding = "x" * item.padding
             part = Receipt(id=call.request_id, digest=digest, number=number, padding=padding)
             is_bad = item.stage == "output" and number == item.at
             yield spoiled(part, item.what) if is_bad else part
-        raise_for(item, "postprocess")
+        suffer(item, "postprocess")
+
+
+class AsyncFaultyHandler(FaultyHandler):
+    """The same with hooks that run on the event loop."""
+
+    async def preprocess(self, request: Ask) -> Ask:  # type: ignore[override]
+        await suffer_in_loop(request, "preprocess")
+        return request
+
+    async def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
+        self._note(*calls)
+        await asyncio.sleep(INFER_S)  # stands for the model
+        for item in inputs:
+            await suffer_in_loop(item, "infer")
+        return self._outputs(inputs)
+
+    async def postprocess(self, output: tuple[Ask, str], call: Call) -> Any:
+        await suffer_in_loop(output[0], "postprocess")
+        return self._receipt(output, call)
+
+    async def stream(self, item: Ask, call: Call) -> AsyncIterator[Any]:
+        self._note(call)
+        for part in self._parts(item, call):
+            yield part

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.client import Plan
-from tests.faults.handler import N_CHUNKS
+from tests.faults.handler import N_CHUNKS, AsyncFaultyHandler, FaultyHandler
 
 from mlserve import Batching, Limits, ModelServer, Replicas, ServerSettings
 
@@ -21,6 +21,7 @@ class Mode:
     name: str
     max_size: int
     hook: str
+    handler: type[FaultyHandler] = FaultyHandler
 
     @property
     def path(self) -> str:
@@ -53,6 +54,7 @@ MODES = (
     Mode("single", 1, "predict"),
     Mode("batched", 8, "predict"),
     Mode("streaming", 8, "stream"),
+    Mode("async", 8, "predict", AsyncFaultyHandler),
 )
 
 

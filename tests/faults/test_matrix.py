@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 from tests.faults.client import Record
-from tests.faults.handler import FaultyHandler
 from tests.faults.rig import N_FAULTY, Rig
 from tests.faults.table import FAULTS, MODES, Fault, Mode
 
@@ -24,7 +23,7 @@ Served = tuple[Mode, ModelServer, int]
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """One server for all faults of a mode: what one leaves behind meets the next."""
     mode: Mode = request.param
-    server = mode.server(FaultyHandler)
+    server = mode.server(mode.handler)
     with running(server, timeout_s=15) as client:
         yield mode, server, client.base_url.port or 80
 
