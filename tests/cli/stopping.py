@@ -87,6 +87,29 @@ class Late(Quick):
                 time.sleep(LONGER_S)
 
 
+def outlast(call: Call) -> None:
+    while not call.cancelled:
+        time.sleep(STEP_S)
+    time.sleep(LONGER_S)
+
+
+class LatePreprocess(Quick):
+    def preprocess(self, request: float, call: Call) -> float:
+        with at_work(self.context.name, "preprocess"):
+            outlast(call)
+        return request
+
+
+class LatePostprocess(Quick):
+    def infer(self, inputs: list[float], calls: list[Call]) -> list[float]:
+        return inputs
+
+    def postprocess(self, output: float, call: Call) -> float:
+        with at_work(self.context.name, "postprocess"):
+            outlast(call)
+        return output
+
+
 class AsyncQuick(Quick):
     async def infer(self, inputs: list[float], calls: list[Call]) -> list[float]:
         with at_work(self.context.name, "infer"):
@@ -137,6 +160,8 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
 MODELS = {
     "quick": Quick,
     "late": Late,
+    "late-preprocess": LatePreprocess,
+    "late-postprocess": LatePostprocess,
     "async-quick": AsyncQuick,
     "async-late": AsyncLate,
     "batched-quick": Quick,

@@ -31,7 +31,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(40)]
 
 KINDS = ("", "async-", "batched-")
 STREAMING = ("", "async-")
-MODELS = " ".join(f"{kind}{end}" for kind in KINDS for end in ("quick", "late"))
+AROUND = ("preprocess", "postprocess")
+MODELS = " ".join(
+    [f"{kind}{end}" for kind in KINDS for end in ("quick", "late")]
+    + [f"late-{hook}" for hook in AROUND]
+)
 DRAINING = (503, "application/json", "draining")
 ENDED = (200, "text/event-stream", "draining")
 
@@ -97,6 +101,9 @@ def stopped(folder: Path, server: Server) -> Stopped:
             callers[f"{kind}late stream"] = Caller(served, streaming(f"{kind}late"))
             served.wait_for(f"begun {kind}quick stream")
             served.wait_for(f"begun {kind}late stream")
+        for hook in AROUND:
+            callers[f"late-{hook}"] = Caller(served, predicting(f"late-{hook}"))
+            served.wait_for(f"begun late-{hook} {hook}")
         callers["queued"] = Caller(served, predicting("late"))
         callers["silent"] = Caller(served)
         callers["half a head"] = Caller(served, predicting("quick")[:40])
@@ -128,11 +135,11 @@ def test_what_ends_in_time_is_answered(stopped: Stopped) -> None:
 
 
 def test_what_does_not_is_told_that_the_server_drains(stopped: Stopped) -> None:
-    names = [*(f"{kind}late" for kind in KINDS), "queued"]
+    names = [*(f"{kind}late" for kind in KINDS), *(f"late-{hook}" for hook in AROUND), "queued"]
     answers = [stopped.callers[name].answer() for name in names]
 
-    assert [outcome_of(answer) for answer in answers] == [DRAINING] * 4
-    assert [answer.headers["connection"] for answer in answers] == ["close"] * 4
+    assert [outcome_of(answer) for answer in answers] == [DRAINING] * 6
+    assert [answer.headers["connection"] for answer in answers] == ["close"] * 6
 
 
 def test_streams_that_do_not_end_in_time_end_with_an_error_and_done(stopped: Stopped) -> None:
