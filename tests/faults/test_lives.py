@@ -326,11 +326,12 @@ def test_a_reload_that_fails_keeps_the_old_model(mode: Mode, rig: Rig) -> None:
     assert handler.n_loads == handler.n_unloads == 1 + 3
 
 
-def play_beside_health(rig: Rig, port: int, mode: Mode) -> list[Record]:
+def spread(rig: Rig, mode: Mode) -> list[Plan]:
+    """Make requests for the time in which a replica is found to ail and is replaced."""
     plans = rig.healthy(mode, 40)
     for plan in plans:
         plan.at_s = rig.dice.random() * 0.4
-    return rig.play(port, plans)
+    return plans
 
 
 def test_while_an_ailing_replica_is_replaced_the_other_one_serves(mode: Mode, rig: Rig) -> None:
@@ -340,7 +341,7 @@ def test_while_an_ailing_replica_is_replaced_the_other_one_serves(mode: Mode, ri
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
-        records = play_beside_health(rig, port, mode)
+        records = rig.play(port, spread(rig, mode))
         until(lambda: handler.n_loads >= 3)
         rig.require_recovered(port, mode, server)
 
@@ -361,17 +362,20 @@ def test_while_the_only_replica_is_replaced_requests_are_refused_or_answered_nev
     server = mode.server(
         Handler, replicas=Replicas(restart=Restart(backoff_s=0.01)), health_period_s=0.05
     )
-    model = server.model_for(mode.name)
+
+    async def play_all(port: int) -> tuple[list[Record], list[Record]]:
+        async with asyncio.TaskGroup() as group:
+            beside = group.create_task(play(port, spread(rig, mode)))
+            await asyncio.to_thread(until, lambda: Handler.n_loads == 2)
+            held = await play(port, rig.healthy(mode))
+            may_load.set()
+        return beside.result(), held
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
-        beside = play_beside_health(rig, port, mode)
-        until(lambda: Handler.n_loads == 2)
-        assert model.state == "failed"
-        held = rig.play(port, rig.healthy(mode))
-        threading.Timer(0.1, may_load.set).start()
-        beside += play_beside_health(rig, port, mode)
-        until(lambda: model.state == "ready")
+        beside, held = asyncio.run(play_all(port))
+        rig.note([*beside, *held])
+        until(lambda: server.model_for(mode.name).state == "ready")
         after = rig.play(port, rig.healthy(mode))
         rig.require_recovered(port, mode, server)
 
