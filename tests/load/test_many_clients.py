@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from pydantic import BaseModel
+from tests.figures import note
 
 from mlserve import Batching, Limits, ModelHandler, ModelServer, ServerSettings
 from mlserve.testing import running
@@ -67,6 +68,7 @@ def test_two_hundred_clients_each_get_their_own_answer_in_shared_batches() -> No
         n_own = asyncio.run(ask_all(str(client.base_url)))
         statistics = server.model_for("slow").statistics()
 
+    note("many clients", n_own=n_own, mean_batch_size=statistics.mean_batch_size)
     assert n_own == 1000
     assert statistics.mean_batch_size > 4
     assert statistics.in_flight == statistics.queued == 0
@@ -78,6 +80,7 @@ def test_a_lone_request_is_not_made_to_wait_for_company_that_never_comes() -> No
     with running(server) as client:
         waits_ms = [_queue_ms(client) for _ in range(20)]
 
+    note("lone request", median_wait_ms=sorted(waits_ms)[10])
     assert sorted(waits_ms)[10] < 15  # 50 would be the wait
 
 
@@ -123,6 +126,7 @@ def test_health_answers_at_once_while_a_model_loads_and_while_infer_blocks() -> 
         Blocked.released.set()
         request.join(10)
 
+    note("health", while_loading_s=while_loading, while_inferring_s=while_inferring)
     assert not_ready.status_code == 503
     assert while_loading < 0.15  # 0.05 is the promise; timings on shared machines are noisy
     assert while_inferring < 0.15
@@ -170,6 +174,7 @@ def test_a_client_that_leaves_after_three_chunks_closes_the_generator_at_once() 
         left_at = time.perf_counter()
         was_closed = Endless.closed.wait(5)
 
+    note("leaving", closed_after_s=Endless.closed_at - left_at)
     assert chunks == ["data: 0", "data: 1", "data: 2"]
     assert was_closed
     assert Endless.closed_at - left_at < 0.4  # 0.2 is the promise
