@@ -2,9 +2,10 @@
 Refusing a request before anything is spent on it.
 
 What is refused inside the application takes a task of its own, and under heavy overload there are
-many times as many refusals as answers, which they hold up. So `mlserve run` asks the model for room as soon
-as the head of a request is there. Only where nobody else looks on: on the routes that are reached
-past FastAPI's stack. Everywhere else, and under other servers, the route itself refuses.
+many times as many refusals as answers, which they hold up. So `mlserve run` asks the model for
+room as soon as the head of a request is there. Only where nobody else looks on: on the routes that
+are reached past FastAPI's stack. Everywhere else, and under other servers, the route itself
+refuses.
 """
 
 from typing import Any
