@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlserve.lifecycle import Lifecycle, ModelState
 
-UNLOADED, LOADING, WARMING, READY, FAILED, DRAINING, STOPPED = ModelState
+UNLOADED, LOADING, WARMING, READY, RESTARTING, FAILED, DRAINING, STOPPED = ModelState
 
 LEGAL = {
     (UNLOADED, LOADING),
@@ -18,8 +18,12 @@ LEGAL = {
     (WARMING, READY),
     (WARMING, FAILED),
     (WARMING, DRAINING),
+    (READY, RESTARTING),
     (READY, FAILED),
     (READY, DRAINING),
+    (RESTARTING, READY),
+    (RESTARTING, FAILED),
+    (RESTARTING, DRAINING),
     (FAILED, READY),
     (FAILED, LOADING),
     (FAILED, DRAINING),
@@ -44,6 +48,15 @@ def test_a_model_goes_from_loading_to_stopped() -> None:
     for state in (LOADING, WARMING, READY, DRAINING, STOPPED):
         life.move(state)
         assert life.is_ready is (state is READY)
+
+
+def test_a_model_that_is_restarting_admits_requests_but_is_not_ready() -> None:
+    life = Lifecycle()
+    for state in (LOADING, WARMING, READY, RESTARTING):
+        life.move(state)
+
+    assert life.admits
+    assert not life.is_ready
 
 
 @given(st.lists(states, max_size=40))

@@ -15,7 +15,6 @@ from typing import Any
 
 from mlserve.errors import (
     AbandonedError,
-    CapacityError,
     ConfigurationError,
     DeadlineExceededError,
     DrainingError,
@@ -23,12 +22,12 @@ from mlserve.errors import (
     ModelFailedError,
     ModelNotReadyError,
 )
-from mlserve.execution.placement import ThreadPlacement
 from mlserve.execution.worker import TaskSet
 from mlserve.job import FutureSink, Job
 from mlserve.lane import Lane
 from mlserve.lifecycle import Lifecycle, ModelState
 from mlserve.observability.loggers import get_logger
+from mlserve.placement import ThreadPlacement
 from mlserve.spec import Factory, ModelSpec
 from mlserve.statistics import Statistics
 from mlserve.streaming import Channel, ChannelSink, ModelStream
@@ -57,11 +56,10 @@ class Engine:
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._n_requests = self._n_refused = 0
         self._draining_since = -math.inf
         self._load_timeout_s: float | None = None
         self._health_period_s = math.inf
-        self._lane = self._open_lane()
+        self._lane = self._placement.open_lane()
         # Lanes that are still to be unloaded: the present one, and those that a reload retired.
         self._lanes: list[Lane] = []
         self._retiring = TaskSet()
@@ -89,11 +87,10 @@ class Engine:
         self._jobs.clear()
         self._load_timeout_s = load_timeout_s
         self._health_period_s = health_period_s
-        self._lane = self._open_lane()
+        self._lane = self._placement.open_lane()
         self._lanes = [self._lane]
-        self._n_requests = self._n_refused = 0
         try:
-            n_examples = await self._lane.pool.start(self._note_warming, load_timeout_s)
+            n_examples = await self._lane.start(self._note_warming, load_timeout_s)
         except Exception as exc:
             if self.lifecycle.can_move(ModelState.FAILED):  # else it is shutting down
                 self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
@@ -106,7 +103,7 @@ class Engine:
         if not self.lifecycle.can_move(ModelState.READY):
             return  # it is shutting down, and will be unloaded
         self.lifecycle.move(ModelState.READY)
-        self._lane.pool.watch_health(health_period_s)
+        self._lane.watch_health(health_period_s)
         about = {**self._about(), "load_s": round(self.clock() - started, 3)}
         logger.info("model.load.completed", extra=about)
 
@@ -165,17 +162,16 @@ class Engine:
             )
         async with self._reloading:
             self._require_reloadable()
-            old, new = self._lane, self._open_lane(factory)
+            old, new = self._lane, self._placement.open_lane(factory)
             self._lanes.append(new)
             try:
-                await new.pool.start(_nothing, self._load_timeout_s)
+                await new.start(_nothing, self._load_timeout_s)
                 self._require_reloadable()  # it may have been shut down meanwhile
             except BaseException:
                 await self._close(new, _UNLOAD_S)
                 raise
             self._lane = new
-            self._n_requests = self._n_refused = 0
-            new.pool.watch_health(self._health_period_s)
+            new.watch_health(self._health_period_s)
             self._note_change()
             if old in self._lanes:  # one that could not be loaded was closed at once
                 await asyncio.wait((self._retiring.spawn(self._retire(old)),))
@@ -231,29 +227,27 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Say what the model has done and is doing."""
-        batcher, queue = self._lane.batcher, self._lane.queue
-        n_batches = batcher.n_batches
+        now = self._lane.figures()
+        older = [lane.figures() for lane in self._lanes if lane is not self._lane]
         return Statistics(
             state=self.lifecycle.state.value,
-            replicas=self._lane.pool.n_serving,
-            in_flight=len(self._jobs),
-            queued=queue.occupied,
-            running=sum(lane.pool.n_running for lane in self._lanes),
-            queue_capacity=queue.capacity,
-            requests=self._n_requests,
-            batches=n_batches,
-            mean_batch_size=batcher.n_batched / n_batches if n_batches else 0.0,
-            splits=batcher.n_splits,
-            out_of_memory=batcher.n_out_of_memory,
-            refused=self._n_refused,
+            replicas=now.replicas,
+            in_flight=now.in_flight + sum(figures.in_flight for figures in older),
+            queued=now.queued,
+            running=now.running + sum(figures.running for figures in older),
+            queue_capacity=now.queue_capacity,
+            requests=now.requests,
+            batches=now.batches,
+            mean_batch_size=now.batched / now.batches if now.batches else 0.0,
+            splits=now.splits,
+            out_of_memory=now.out_of_memory,
+            refused=now.refused,
         )
 
     @property
     def is_crowded(self) -> bool:
         """Whether a request may be refused: at least a batch waits, or the model does not serve."""
-        queue = self._lane.queue
-        few = min(self.spec.batching.max_size, queue.capacity)
-        return queue.occupied >= few or not self.lifecycle.is_ready
+        return self._lane.is_crowded or not self.lifecycle.is_ready
 
     def require_room(self, budget_s: float, priority: int) -> None:
         """
@@ -269,23 +263,14 @@ class Engine:
         # Under heavy load a turn of the loop is long, and the model would stand idle that long.
         self._placement.catch_up()
         self._require_ready()
-        try:
-            self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
-        except CapacityError:
-            self._n_refused += 1
-            raise
+        self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
 
     def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane:
         """Admit a job, or raise why not."""
         self._require_ready()
         lane = self._lane
-        try:
-            lane.enter(job, is_stream=isinstance(sink, ChannelSink))
-        except CapacityError:
-            self._n_refused += 1
-            raise
+        lane.enter(job, is_stream=isinstance(sink, ChannelSink))
         job.sink = sink
-        self._n_requests += 1
         self._jobs.add(job)
         self._idle.clear()
         return lane
@@ -314,7 +299,7 @@ class Engine:
 
     def _require_ready(self) -> None:
         life = self.lifecycle
-        if life.is_ready:
+        if life.admits:
             return
         if life.state in (ModelState.DRAINING, ModelState.STOPPED):
             raise DrainingError(self.spec.name)
@@ -325,9 +310,6 @@ class Engine:
     def _require_reloadable(self) -> None:
         if self.lifecycle.state is not ModelState.FAILED:
             self._require_ready()
-
-    def _open_lane(self, factory: Factory | None = None) -> Lane:
-        return Lane(self.spec, self._placement.make_pool(factory), self.clock)
 
     async def _retire(self, lane: Lane) -> None:
         """
@@ -343,10 +325,9 @@ class Engine:
 
     async def _close(self, lane: Lane, timeout_s: float) -> None:
         """Unload a lane's replicas; a hook that does not return by then is left alone."""
-        lane.batcher.close()
         try:
             async with asyncio.timeout(timeout_s):
-                await lane.pool.close()
+                await lane.close()
         except TimeoutError:
             logger.error("model.unload.abandoned", extra=self._about())
         if lane in self._lanes:
@@ -355,7 +336,7 @@ class Engine:
     def _unload_s(self, lane: Lane, drain_s: float) -> float:
         """Say how long a lane's hooks, then `unload`, may take at the shutdown, in seconds."""
         # Hooks that serve have what is left of the drain; a `load` that runs has nothing to finish.
-        left_s = drain_s - (self.clock() - self._draining_since) if lane.pool.n_serving else 0.0
+        left_s = drain_s - (self.clock() - self._draining_since) if lane.n_serving else 0.0
         return max(left_s, min(drain_s, _UNLOAD_S), 1.0)
 
     def _note_warming(self) -> None:
@@ -363,15 +344,17 @@ class Engine:
             self.lifecycle.move(ModelState.WARMING)
 
     def _note_change(self) -> None:
-        pool, life = self._lane.pool, self.lifecycle
-        if pool.n_serving == 0 and life.is_ready:
-            life.move(ModelState.FAILED, pool.reason)
-        elif pool.n_serving > 0 and life.state is ModelState.FAILED:
-            life.move(ModelState.READY)
-        elif life.state is ModelState.FAILED:
-            life.reason = pool.reason or life.reason
-        for lane in self._lanes:
-            lane.note_change()
+        lane, life = self._lane, self.lifecycle
+        if lane.n_serving > 0:
+            state = ModelState.READY
+        else:
+            state = ModelState.RESTARTING if lane.is_recovering else ModelState.FAILED
+        if life.state is state:
+            life.reason = lane.reason or life.reason if state is not ModelState.READY else None
+        elif (life.admits or life.state is ModelState.FAILED) and life.can_move(state):
+            life.move(state, None if state is ModelState.READY else lane.reason)
+        for opened in self._lanes:
+            opened.note_change()
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.spec.name, "version": self.spec.version}

@@ -18,6 +18,7 @@ from mlserve.errors import MLServeError, ModelFailedError, OverloadedError, Queu
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
 from mlserve.spec import ModelSpec
+from mlserve.statistics import Figures
 from mlserve.streaming import Channel
 
 __all__ = ["Lane"]
@@ -51,6 +52,70 @@ class Lane:
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._n_requests = self._n_refused = 0
+
+    @property
+    def n_serving(self) -> int:
+        """How many replicas take work."""
+        return self.pool.n_serving
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether requests may wait although no replica serves; threads are not waited for."""
+        return False
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last replica was lost, for `/ready`; never an exception's text."""
+        return self.pool.reason
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a request may be refused: at least a batch waits."""
+        return self.queue.occupied >= min(self._spec.batching.max_size, self.queue.capacity)
+
+    async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
+        """
+        Load and warm up all replicas at once.
+
+        Args:
+            on_warming: Called when a replica is loaded.
+            timeout_s: How long that may take, in seconds; `None` = no bound.
+
+        Returns:
+            With how many examples each was warmed up.
+
+        Raises:
+            Exception: What the first failing replica raised.
+            TimeoutError: If it took longer; what runs in a thread goes on.
+        """
+        return await self.pool.start(on_warming, timeout_s)
+
+    def watch_health(self, period_s: float) -> None:
+        """Begin to call the `health` hook of each replica, if there is one, every so often."""
+        self.pool.watch_health(period_s)
+
+    async def close(self) -> None:
+        """Start no further batch, wait for what runs and unload every replica."""
+        self.batcher.close()
+        await self.pool.close()
+
+    def figures(self) -> Figures:
+        """Say what was done and is being done here."""
+        batcher = self.batcher
+        return Figures(
+            replicas=self.pool.n_serving,
+            in_flight=len(self._jobs),
+            queued=self.queue.occupied,
+            running=self.pool.n_running,
+            queue_capacity=self.queue.capacity,
+            requests=self._n_requests,
+            refused=self._n_refused,
+            batches=batcher.n_batches,
+            batched=batcher.n_batched,
+            splits=batcher.n_splits,
+            out_of_memory=batcher.n_out_of_memory,
+        )
 
     def require_room(self, *, budget_s: float, left_s: float, priority: int) -> None:
         """
@@ -75,6 +140,7 @@ class Lane:
         )
         if refusal is None:
             return
+        self._n_refused += 1
         # Not all at the same moment: who was refused together should not come back together.
         retry_after_s = admission.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
         if refusal is Refusal.FULL:
@@ -93,6 +159,11 @@ class Lane:
         left_s = math.inf if is_stream else job.call.remaining_s
         budget_s = math.inf if is_stream else job.timeout_s
         self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
+        self._n_requests += 1
+        self.reserve(job, is_stream=is_stream)
+
+    def reserve(self, job: Job, *, is_stream: bool) -> None:
+        """Give a place to a job that was admitted elsewhere."""
         self.queue.reserve()
         self._reserved.add(job)
         if is_stream:

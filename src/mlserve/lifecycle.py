@@ -3,7 +3,8 @@ The states of a model and which may follow which. Pure: no clock, no thread, no 
 
     unloaded → loading → warming → ready → draining → stopped
                    ↘        ↘       ↓ ↑
-                    failed ←─┴──────┘ └─ failed (a replica came back)
+                    failed ←─┴──────┤ └─ failed, restarting (a replica came back)
+                    failed ←─ restarting
 """
 
 from enum import StrEnum
@@ -18,6 +19,8 @@ class ModelState(StrEnum):
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
+    RESTARTING = "restarting"
+    """No replica serves, but one is being brought back: requests wait for it."""
     FAILED = "failed"
     DRAINING = "draining"
     STOPPED = "stopped"
@@ -27,7 +30,10 @@ _MOVES: dict[ModelState, frozenset[ModelState]] = {
     ModelState.UNLOADED: frozenset({ModelState.LOADING, ModelState.STOPPED}),
     ModelState.LOADING: frozenset({ModelState.WARMING, ModelState.FAILED, ModelState.DRAINING}),
     ModelState.WARMING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.DRAINING}),
-    ModelState.READY: frozenset({ModelState.FAILED, ModelState.DRAINING}),
+    ModelState.READY: frozenset(
+        {ModelState.RESTARTING, ModelState.FAILED, ModelState.DRAINING}
+    ),
+    ModelState.RESTARTING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.DRAINING}),
     ModelState.FAILED: frozenset({ModelState.READY, ModelState.LOADING, ModelState.DRAINING}),
     ModelState.DRAINING: frozenset({ModelState.STOPPED}),
     ModelState.STOPPED: frozenset({ModelState.LOADING}),
@@ -53,6 +59,11 @@ class Lifecycle:
     def is_ready(self) -> bool:
         """Whether the model answers requests."""
         return self.state is ModelState.READY
+
+    @property
+    def admits(self) -> bool:
+        """Whether requests are taken, be it that they have to wait for a replica."""
+        return self.state in (ModelState.READY, ModelState.RESTARTING)
 
     def can_move(self, state: ModelState) -> bool:
         """Whether the model may get into `state` from where it is."""

@@ -2,7 +2,25 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Statistics"]
+__all__ = ["Figures", "Statistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What one set of replicas has done and is doing; see `Statistics` for each."""
+
+    replicas: int
+    in_flight: int
+    queued: int
+    running: int
+    queue_capacity: int
+    requests: int
+    refused: int
+    batches: int
+    batched: int
+    """How many requests were in the batches."""
+    splits: int
+    out_of_memory: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Making the replicas of a model where its options place them: in threads of this process."""
+"""Making the lanes of a model where its options place the replicas: in threads of this process."""
 
 import asyncio
 import time
@@ -12,14 +12,15 @@ from mlserve.execution.pool import ReplicaPool
 from mlserve.execution.thread import OnReport, ThreadReplica
 from mlserve.execution.worker import Mailbox
 from mlserve.handler import Context
+from mlserve.lane import Lane
 from mlserve.spec import Factory, ModelSpec
 
-__all__ = ["ThreadPlacement"]
+__all__ = ["ThreadPlacement", "contract_of"]
 
 
 class ThreadPlacement:
     """
-    Makes pools of thread replicas that answer on one event loop.
+    Makes lanes of thread replicas that answer on one event loop.
 
     Args:
         spec: The model.
@@ -50,9 +51,9 @@ class ThreadPlacement:
         if self._mailbox is not None:
             self._mailbox.catch_up()
 
-    def make_pool(self, factory: Factory | None = None) -> ReplicaPool:
+    def open_lane(self, factory: Factory | None = None) -> Lane:
         """
-        Make a pool; nothing is loaded yet.
+        Make a lane; nothing is loaded yet.
 
         Args:
             factory: Gives other handlers than those that were added.
@@ -60,26 +61,18 @@ class ThreadPlacement:
         Raises:
             ConfigurationError: If they have other request or response types.
         """
-        contract = self._spec.contract if factory is None else self._contract_of(factory)
-        pipeline = Pipeline(contract, self._spec.name, self._clock)
-        make_handler = factory or self._spec.factory
+        spec = self._spec
+        contract = spec.contract if factory is None else contract_of(factory, spec)
+        pipeline = Pipeline(contract, spec.name, self._clock)
+        make_handler = factory or spec.factory
 
         def make(number: int, on_report: OnReport) -> ThreadReplica:
             mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
             context = self._context(number)
             return ThreadReplica(make_handler(), pipeline, context, mailbox, on_report)
 
-        return ReplicaPool(make, self._spec.replicas, self._spec.batching, self._on_change)
-
-    def _contract_of(self, factory: Factory) -> Contract:
-        contract, old = read_contract(type(factory())), self._spec.contract
-        types = (contract.request_type, contract.response.declared, contract.chunk.declared)
-        if types != (old.request_type, old.response.declared, old.chunk.declared):
-            raise ConfigurationError(
-                f"The new handler of model `{self._spec.name}` has other request or response"
-                " types. Add it as another version."
-            )
-        return contract
+        pool = ReplicaPool(make, spec.replicas, spec.batching, self._on_change)
+        return Lane(spec, pool, self._clock)
 
     def _context(self, number: int) -> Context:
         def report(fraction: float, note: str) -> None:
@@ -94,3 +87,20 @@ class ThreadPlacement:
             threads=self._spec.replicas.threads_per_replica,
             report=report,
         )
+
+
+def contract_of(factory: Factory, spec: ModelSpec) -> Contract:
+    """
+    Read what a reload's factory makes.
+
+    Raises:
+        ConfigurationError: If it has other request or response types than the model.
+    """
+    contract, old = read_contract(type(factory())), spec.contract
+    types = (contract.request_type, contract.response.declared, contract.chunk.declared)
+    if types != (old.request_type, old.response.declared, old.chunk.declared):
+        raise ConfigurationError(
+            f"The new handler of model `{spec.name}` has other request or response types. Add it"
+            " as another version."
+        )
+    return contract

@@ -1,0 +1,1 @@
+"""Replicas in processes of their own: started, watched, talked to over private sockets."""
