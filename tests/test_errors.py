@@ -1,6 +1,14 @@
 """The tree of errors: what each class promises and what its message says."""
 
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mlserve
 from mlserve import errors
@@ -24,6 +32,7 @@ from mlserve.errors import (
     OutOfMemoryError,
     OverloadedError,
     QueueFullError,
+    ReplicaDiedError,
     RequestError,
     SchemaViolationError,
     UnsupportedMediaTypeError,
@@ -50,8 +59,51 @@ EXAMPLES: list[tuple[MLServeError, int, str]] = [
     (DeadlineExceededError("queue", 1.5), 504, "deadline_exceeded"),
     (ModelError(), 500, "model_error"),
     (ModelOutputError("`infer` returned a dict."), 500, "model_error"),
+    (ReplicaDiedError("bert"), 502, "replica_died"),
     (ConfigurationError("`max_size` is missing."), 500, "configuration_error"),
 ]
+
+DETAIL = st.fixed_dictionaries({"loc": st.lists(st.text()), "msg": st.text()})
+ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
+    "details": st.lists(DETAIL),
+    "limit": st.integers(),
+    "limit_bytes": st.integers(),
+    "batch_size": st.integers(1, 64),
+    "n_errors": st.integers(),
+    "param": st.none() | st.text(),
+    "retry_after_s": st.floats(allow_nan=False),
+    "timeout_s": st.floats(allow_nan=False),
+    "wait_s": st.floats(allow_nan=False),
+}
+
+
+def pickled(error: Any) -> Any:
+    return pickle.loads(pickle.dumps(error))  # noqa: S301 - it was pickled here
+
+
+COPIES: list[Callable[[Any], Any]] = [copy.copy, copy.deepcopy, pickled]
+
+
+class TooLongError(InvalidInputError):
+    """A user's own, with facts and a constructor of its own."""
+
+    def __init__(self, n_tokens: int, *, limit: int) -> None:
+        super().__init__(f"{n_tokens} tokens are more than {limit}.", param="text")
+        self.n_tokens = n_tokens
+
+
+class GoneError(InvalidInputError, OSError):
+    """A user's own, with a second base whose `__new__` reads the arguments."""
+
+
+@st.composite
+def raised(draw: st.DrawFn) -> MLServeError:
+    """Draw an error of any class, made with any arguments that its constructor takes."""
+    cls = draw(st.sampled_from(CLASSES))
+    if "__init__" not in vars(cls) and not issubclass(cls, ModelError):
+        return cls(*draw(st.lists(st.text(), max_size=2)))  # as any exception
+    names = list(inspect.signature(cls).parameters)
+    return cls(**{name: draw(ARGUMENTS.get(name, st.text())) for name in names})
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -95,7 +147,7 @@ def test_the_kinds_say_who_should_act() -> None:
         "CapacityError"
     }
     assert {kind for cls, kind in kinds.items() if issubclass(cls, ModelError)} == {"ModelError"}
-    assert MLServeError().kind == "ServerError"
+    assert MLServeError().kind == ReplicaDiedError("bert").kind == "ServerError"
 
 
 def test_lack_of_capacity_says_when_to_try_again_and_a_spent_budget_does_not() -> None:
@@ -106,6 +158,7 @@ def test_lack_of_capacity_says_when_to_try_again_and_a_spent_budget_does_not() -
     assert OutOfMemoryError("bert", batch_size=8).retry_after_s == 1.0
     assert QueueFullError("bert", 64, retry_after_s=2.5).retry_after_s == 2.5
     assert InvalidTimeoutError().retry_after_s is None
+    assert ReplicaDiedError("bert").retry_after_s == 1.0
 
 
 def test_a_configuration_error_is_a_value_error_too() -> None:
@@ -173,6 +226,7 @@ def test_an_unknown_model_and_an_unknown_version_are_told_apart() -> None:
         (DrainingError("bert"), {"model": "bert"}),
         (ModelFailedError("bert", "it broke"), {"model": "bert", "reason": "it broke"}),
         (DeadlineExceededError("queue", 1.5), {"stage": "queue", "timeout_s": 1.5}),
+        (ReplicaDiedError("bert"), {"model": "bert"}),
     ],
     ids=lambda x: getattr(x, "code", ""),
 )
@@ -182,3 +236,53 @@ def test_an_error_with_facts_keeps_them_and_says_them(
     for name, value in facts.items():
         assert getattr(error, name) == value
         assert str(value) in str(error)
+
+
+def test_whoever_died_says_that_the_request_may_have_had_an_effect() -> None:
+    assert "may or may not have had an effect" in str(ReplicaDiedError("bert"))
+
+
+@pytest.mark.parametrize("duplicate", COPIES, ids=lambda x: x.__name__)
+@given(error=raised())
+def test_any_error_survives_pickle_and_copy_with_all_that_it_says(
+    duplicate: Callable[[Any], Any], error: MLServeError
+) -> None:
+    other = duplicate(error)
+
+    assert other is not error
+    assert type(other) is type(error)
+    assert str(other) == str(error)
+    assert (other.args, vars(other)) == (error.args, vars(error))
+
+
+@pytest.mark.parametrize("duplicate", COPIES, ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "error", [TooLongError(9, limit=8), GoneError("No such page.", param="page")], ids=repr
+)
+def test_a_users_own_error_survives_too(
+    duplicate: Callable[[Any], Any], error: InvalidInputError
+) -> None:
+    other = duplicate(error)
+
+    assert (type(other), str(other), other.param) == (type(error), str(error), error.param)
+    assert vars(other) == vars(error)
+
+
+def test_cause_and_traceback_stay_behind_and_notes_do_not() -> None:
+    error = InvalidInputError("`text` is empty.")
+    error.add_note("Seen at night.")
+    with pytest.raises(InvalidInputError):
+        raise error from KeyError("text")
+
+    other = pickled(error)
+
+    assert (other.__cause__, other.__traceback__) == (None, None)
+    assert other.__notes__ == ["Seen at night."]
+
+
+def test_a_copy_has_attributes_of_its_own() -> None:
+    error = QueueFullError("bert", 64)
+
+    copy.copy(error).retry_after_s = 9.0
+
+    assert error.retry_after_s == 1.0

@@ -22,12 +22,13 @@ Every error that mlserve raises: one tree, one HTTP status and one stable code p
     │   └── DeadlineExceededError       504 deadline_exceeded
     ├── ModelError                      500 model_error: the handler broke
     │   └── ModelOutputError            500 model_error: the handler's output cannot be used
+    ├── ReplicaDiedError                502 replica_died: the process that ran the request ended
     └── ConfigurationError              the developer should fix the code
 
 This module imports nothing. `mlserve.http.errors` is the only place that makes responses of these.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AbandonedError",
@@ -49,6 +50,7 @@ __all__ = [
     "OutOfMemoryError",
     "OverloadedError",
     "QueueFullError",
+    "ReplicaDiedError",
     "RequestError",
     "SchemaViolationError",
     "UnsupportedMediaTypeError",
@@ -64,7 +66,8 @@ class MLServeError(Exception):
     Base of every error that mlserve raises.
 
     `str(error)` is meant for the reader that the class names (client or developer) and never
-    holds paths, tracebacks or request contents.
+    holds paths, tracebacks or request contents. Every error can be copied and pickled; its cause
+    and traceback stay behind.
     """
 
     status: ClassVar[int] = 500
@@ -77,6 +80,19 @@ class MLServeError(Exception):
     """After how many seconds another try makes sense; `None` when the error says nothing of it."""
     param: str | None = None
     """The request's field that is at fault, where one is known."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    cls: type[MLServeError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> MLServeError:
+    """Make an error again without its constructor, which would take facts and not a message."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class RequestError(MLServeError):
@@ -359,6 +375,22 @@ class ModelError(MLServeError):
 
 class ModelOutputError(ModelError):
     """The handler returned something that cannot be used; the message says what to return."""
+
+
+class ReplicaDiedError(MLServeError):
+    """The process that ran the request ended, and the request could not be run once more."""
+
+    status = 502
+    code = "replica_died"
+    retry_after_s = 1.0
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The process of model `{model}` that ran the request ended. The request may or may not"
+            " have had an effect: part of its stream was sent, or its handler is not idempotent,"
+            " so it was not run again. Send it again only if twice does no harm."
+        )
+        self.model = model
 
 
 class ConfigurationError(MLServeError, ValueError):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from mlserve import Binary, ModelHandler, ModelServer, ServerSettings, Upload
 
-ERRORS = {"400", "404", "408", "413", "415", "422", "500", "503", "504", "507"}
+ERRORS = {"400", "404", "408", "413", "415", "422", "500", "502", "503", "504", "507"}
 
 
 class Tone(Enum):

@@ -61,6 +61,7 @@ _DESCRIPTIONS = {
     415: "The body's content type or encoding is not supported.",
     422: "The body does not fit the schema, or the model cannot take this input.",
     500: "The model failed on this request.",
+    502: "The process that ran the request ended; it may or may not have had an effect.",
     503: "The queue is full or too long, or the model is not ready, draining or failed.",
     504: "The request did not finish in time.",
     507: "There is not enough memory for this request, even alone.",
