@@ -128,6 +128,29 @@ def test_an_instance_is_one_replica_and_more_are_refused() -> None:
         ModelServer().add("m", Adder(1), replicas=Replicas(count=2))
 
 
+def test_an_instance_cannot_run_in_a_process_of_its_own() -> None:
+    class Apart(Adder):
+        replicas = Replicas(placement="process")
+
+    with pytest.raises(ConfigurationError, match=r"process of its own\. Pass its class"):
+        ModelServer().add("m", Adder(1), replicas=Replicas(placement="process"))
+    with pytest.raises(ConfigurationError, match=r"process of its own\. Pass its class"):
+        ModelServer().add("m", Apart(1))
+
+
+def test_a_hard_timeout_needs_replicas_in_processes() -> None:
+    class Apart(Adder):
+        replicas = Replicas(placement="process")
+
+    limits = Limits(hard_timeout_s=2.5)
+
+    with pytest.raises(ConfigurationError, match=r"`hard_timeout_s=2\.5` .*placement='process'"):
+        ModelServer().add("m", Adder, limits=limits)
+    for handler, replicas in ((Adder, Replicas(placement="process")), (Apart, None)):
+        server = ModelServer().add("m", handler, replicas=replicas, limits=limits)
+        assert server.model_for("m").engine.spec.limits is limits
+
+
 def test_build_gives_the_same_application_each_time_and_nothing_can_be_added_then() -> None:
     server = ModelServer().add("m", Adder)
 

@@ -57,7 +57,10 @@ def test_options_are_compared_by_value(cls: type[Any]) -> None:
         (Batching, "padded", True),
         (Replicas, "count", 0),
         (Replicas, "count", None),
-        (Replicas, "placement", "process"),
+        (Replicas, "count", True),
+        (Replicas, "count", [1, 4]),
+        (Replicas, "count", (1, 4)),
+        (Replicas, "placement", "fiber"),
         (Replicas, "devices", "cuda:0"),
         (Replicas, "devices", []),
         (Replicas, "devices", 5),
@@ -65,6 +68,9 @@ def test_options_are_compared_by_value(cls: type[Any]) -> None:
         (Replicas, "threads_per_replica", 0),
         (Replicas, "max_streams", 0),
         (Replicas, "memory_limit_bytes", 2**30),
+        (Replicas, "keep_environment", "HF_TOKEN"),
+        (Replicas, "keep_environment", [1]),
+        (Replicas, "keep_environment", None),
         (Restart, "failures", 0),
         (Restart, "backoff_s", 0),
         (Restart, "max_backoff_s", 0.1),
@@ -74,7 +80,8 @@ def test_options_are_compared_by_value(cls: type[Any]) -> None:
         (Limits, "stream_timeout_s", 0),
         (Limits, "first_chunk_s", 0),
         (Limits, "idle_s", -1),
-        (Limits, "hard_timeout_s", 1.0),
+        (Limits, "hard_timeout_s", 0),
+        (Limits, "hard_timeout_s", "1"),
         (Limits, "max_queue_size", 0),
         (Limits, "max_queue_size", "big"),
         (Limits, "max_body_bytes", 0),
@@ -93,9 +100,15 @@ def test_a_bad_value_is_refused_in_words_that_name_the_option(
 def test_values_at_the_edge_are_taken() -> None:
     Batching(max_size=1, max_wait_s=0, max_cost=1, padded=True, target_latency_s=1e-6)
     Replicas(count=1, threads_per_replica=1, max_streams=1, restart=Restart(failures=1))
+    Replicas(placement="process", count=(1, 1), memory_limit_bytes=1, keep_environment=())
     Restart(backoff_s=2.0, max_backoff_s=2.0)
     Limits(
-        timeout_s=math.inf, max_queue_size=1, max_body_bytes=1, first_chunk_s=0.1, idle_s=math.inf
+        timeout_s=math.inf,
+        max_queue_size=1,
+        max_body_bytes=1,
+        first_chunk_s=0.1,
+        idle_s=math.inf,
+        hard_timeout_s=0.1,
     )
 
 
@@ -113,6 +126,62 @@ def test_a_list_of_devices_is_kept_as_it_was() -> None:
     names.clear()
 
     assert options.devices == ("cuda:0", "cuda:1")
+
+
+def test_a_list_of_variables_is_kept_as_it_was() -> None:
+    names = ["HF_TOKEN", "WANDB_API_KEY"]
+
+    options = Replicas(keep_environment=names)  # type: ignore[arg-type]  # is made a tuple
+    names.clear()
+
+    assert options.keep_environment == ("HF_TOKEN", "WANDB_API_KEY")
+    assert Replicas().keep_environment == ("HF_TOKEN",)
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "most"), [(1, 1, 1), (3, 3, 3), ((2, 2), 2, 2), ((1, 4), 1, 4)]
+)
+def test_a_count_is_a_number_or_the_least_and_the_most(
+    count: int | tuple[int, int], least: int, most: int
+) -> None:
+    options = Replicas(count=count, placement="process")
+
+    assert (options.min_count, options.max_count) == (least, most)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        ((0, 2), "must be at least 1, got 0"),
+        ((4, 1), r"must have its smaller number first, got \(4, 1\)"),
+        ((1, 2, 3), "must be a whole number or a pair"),
+        ((), "must be a whole number or a pair"),
+        ((1, None), "must be a whole number or a pair"),
+        ((1.0, 2.0), "must be a whole number or a pair"),
+        ((True, 2), "must be a whole number or a pair"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused(count: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"`count` {message}"):
+        Replicas(count=count, placement="process")
+
+
+def test_a_pair_of_equal_numbers_needs_no_processes() -> None:
+    assert Replicas(count=(2, 2)).max_count == 2
+
+
+@pytest.mark.parametrize("options", [{"count": (1, 4)}, {"memory_limit_bytes": 2**30}])
+def test_what_only_processes_can_do_says_that_it_needs_them(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="add `placement='process'`"):
+        Replicas(**options)
+
+    Replicas(placement="process", **options)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5])
+def test_a_bad_memory_limit_is_refused_with_processes_too(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="`memory_limit_bytes` must be"):
+        Replicas(placement="process", memory_limit_bytes=value)
 
 
 def test_every_origin_with_credentials_is_refused() -> None:

@@ -133,6 +133,7 @@ class ModelServer:
         if path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
             raise ConfigurationError(f"`path` must look like '/classify', got {path!r}.")
         factory, example, is_instance = _as_factory(handler)
+        options = _replicas_of(replicas, example, is_instance=is_instance)
         spec = ModelSpec(
             name=name,
             version=version,
@@ -140,8 +141,8 @@ class ModelServer:
             factory=factory,
             example=example,
             batching=_option("batching", batching, example.batching, Batching),
-            replicas=_replicas_of(replicas, example, is_instance=is_instance),
-            limits=_option("limits", limits, None, Limits),
+            replicas=options,
+            limits=_limits_of(limits, options),
         )
         model = Model(Engine(spec))
         self.registry.add(model)
@@ -322,7 +323,12 @@ def _replicas_of(
     given: Replicas | None, example: ModelHandler[Any, Any, Any], *, is_instance: bool
 ) -> Replicas:
     options = _option("replicas", given, example.replicas, Replicas)
-    if is_instance and options.count != 1:
+    if is_instance and options.placement == "process":
+        raise ConfigurationError(
+            "A handler instance cannot run in a process of its own. Pass its class, or"
+            " `functools.partial` of it, or leave out `placement='process'`."
+        )
+    if is_instance and options.max_count != 1:
         if given is not None:
             raise ConfigurationError(
                 "A handler instance can be one replica only. Pass its class, or"
@@ -330,6 +336,16 @@ def _replicas_of(
             )
         options = replace(options, count=1, threads_per_replica=None)
     return options
+
+
+def _limits_of(given: Limits | None, replicas: Replicas) -> Limits:
+    limits = _option("limits", given, None, Limits)
+    if limits.hard_timeout_s is not None and replicas.placement != "process":
+        raise ConfigurationError(
+            f"`hard_timeout_s={limits.hard_timeout_s!r}` ends a replica's process, and a thread"
+            " cannot be ended: add `replicas=Replicas(placement='process')`."
+        )
+    return limits
 
 
 def _option(name: str, given: OptionT | None, own: OptionT | None, kind: type[OptionT]) -> OptionT:

@@ -39,17 +39,25 @@ def _whole(name: str, value: Any, least: int) -> None:
     _at_least(name, value, least)
 
 
-def _require_none(name: str, value: Any) -> None:
-    if value is not None:
+def _counts(name: str, value: Any) -> tuple[int, int]:
+    """Give the least and the most of what is one number or a pair of numbers."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    are_whole = all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+    if len(pair) != 2 or not are_whole:
         raise ConfigurationError(
-            f"`{name}` needs replicas in processes, which this version does not have. Leave it out."
+            f"`{name}` must be a whole number or a pair such as (1, 4), got {value!r}."
         )
+    least, most = pair
+    _at_least(name, least, 1)
+    if least > most:
+        raise ConfigurationError(f"`{name}` must have its smaller number first, got {value!r}.")
+    return least, most
 
 
 def _is_list_of_names(value: object) -> bool:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return False
-    return len(value) > 0 and all(isinstance(name, str) for name in value)
+    return all(isinstance(name, str) for name in value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +121,10 @@ class Replicas:
         ConfigurationError: If a value is out of range, on creation.
     """
 
-    count: int = 1
-    """How many replicas there are, over all devices."""
-    placement: Literal["thread"] = "thread"
-    """Where a replica runs; `"thread"`: in a thread of its own inside the server's process."""
+    count: int | tuple[int, int] = 1
+    """How many replicas there are, over all devices; `(1, 4)`: as many as the load asks for."""
+    placement: Literal["thread", "process"] = "thread"
+    """Where a replica runs: in a thread of the server's process, or in a process of its own."""
     devices: Literal["auto"] | Sequence[str] = "auto"
     """The devices that replicas are given in turn, such as `["cuda:0", "cuda:1"]`."""
     threads_per_replica: int | None = None
@@ -124,18 +132,22 @@ class Replicas:
     max_streams: int = 8
     """How many streams run at once in one replica; the next ones wait for their turn."""
     memory_limit_bytes: int | None = None
-    """How much memory a replica's process may take; only `None`, as there are threads only."""
+    """How much memory a replica's process may take; `None` = no bound. Only with processes."""
+    keep_environment: tuple[str, ...] = ("HF_TOKEN",)
+    """The variables that reach a replica's process though their names look like secrets."""
     restart: Restart = field(default_factory=Restart)
     """How a replica whose `health` fails is brought back."""
 
     def __post_init__(self) -> None:
-        _whole("count", self.count, 1)
-        if self.placement != "thread":
+        least, most = _counts("count", self.count)
+        if self.placement not in ("thread", "process"):
             raise ConfigurationError(
-                f"`placement` must be 'thread' in this version, got {self.placement!r}."
+                f"`placement` must be 'thread' or 'process', got {self.placement!r}."
             )
+        if least != most:
+            self._require_processes("count")
         if self.devices != "auto":
-            if not _is_list_of_names(self.devices):
+            if not self.devices or not _is_list_of_names(self.devices):
                 raise ConfigurationError(
                     "`devices` must be 'auto' or a list of device names such as ['cuda:0'],"
                     f" got {self.devices!r}."
@@ -144,9 +156,34 @@ class Replicas:
         if self.threads_per_replica is not None:
             _whole("threads_per_replica", self.threads_per_replica, 1)
         _whole("max_streams", self.max_streams, 1)
-        _require_none("memory_limit_bytes", self.memory_limit_bytes)
+        if self.memory_limit_bytes is not None:
+            _whole("memory_limit_bytes", self.memory_limit_bytes, 1)
+            self._require_processes("memory_limit_bytes")
+        if not _is_list_of_names(self.keep_environment):
+            raise ConfigurationError(
+                "`keep_environment` must be a list of names such as ['HF_TOKEN'],"
+                f" got {self.keep_environment!r}."
+            )
+        object.__setattr__(self, "keep_environment", tuple(self.keep_environment))
         if not isinstance(self.restart, Restart):
             raise ConfigurationError(f"`restart` must be `Restart(…)`, got {self.restart!r}.")
+
+    @property
+    def min_count(self) -> int:
+        """How many replicas there are at least."""
+        return self.count if isinstance(self.count, int) else self.count[0]
+
+    @property
+    def max_count(self) -> int:
+        """How many replicas there are at most."""
+        return self.count if isinstance(self.count, int) else self.count[1]
+
+    def _require_processes(self, name: str) -> None:
+        if self.placement != "process":
+            raise ConfigurationError(
+                f"`{name}={getattr(self, name)!r}` needs replicas in processes of their own:"
+                " add `placement='process'`."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +200,10 @@ class Limits:
     stream_timeout_s: float = 600.0
     """A stream's whole budget in seconds, from its request to its last chunk."""
     hard_timeout_s: float | None = None
-    """When a replica's process is ended; only `None`: a thread is never killed."""
+    """
+    How long a hook may work before its replica's process is ended, in seconds; `None` = until one
+    second after the deadline of what it works for. Only with processes.
+    """
     max_queue_size: int | Literal["auto"] = "auto"
     """How many requests may wait; `"auto"`: what is served in a third of `timeout_s`."""
     max_body_bytes: int = 16 * 2**20
@@ -178,10 +218,9 @@ class Limits:
     def __post_init__(self) -> None:
         _positive("timeout_s", self.timeout_s)
         _positive("stream_timeout_s", self.stream_timeout_s)
-        for name in ("first_chunk_s", "idle_s"):
+        for name in ("first_chunk_s", "idle_s", "hard_timeout_s"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
-        _require_none("hard_timeout_s", self.hard_timeout_s)
         if self.max_queue_size != "auto":
             _whole("max_queue_size", self.max_queue_size, 1)
         _whole("max_body_bytes", self.max_body_bytes, 1)

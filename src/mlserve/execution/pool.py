@@ -89,7 +89,7 @@ class ReplicaPool:
             raise TimeoutError(f"Load and warm-up took longer than {timeout_s:g} s.") from None
 
     async def _start_all(self, on_warming: Callable[[], None]) -> int:
-        self._replicas = [self._make_replica(number) for number in range(self._options.count)]
+        self._replicas = [self._make_replica(number) for number in range(self._options.min_count)]
         starts = (replica.start(self._batching, on_warming) for replica in self._replicas)
         results = await asyncio.gather(*starts, return_exceptions=True)
         for result in results:

@@ -63,7 +63,7 @@ def _readiness(engine: Engine) -> dict[str, Any]:
 
 def _mean_progress(engine: Engine) -> float:
     fractions = [fraction for fraction, _ in engine.progress.values()]
-    return sum(fractions) / engine.spec.replicas.count if fractions else 0.0
+    return sum(fractions) / max(engine.spec.replicas.min_count, len(fractions))
 
 
 def _why_not(engines: list[Engine]) -> MLServeError:
