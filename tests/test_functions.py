@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from mlserve import Batching, ModelServer
 from mlserve.contract import read_contract
 from mlserve.errors import ConfigurationError
-from mlserve.functions import handler
+from mlserve.functions import handler, parts_of
 
 
 def double(values: list[float]) -> list[float]:
@@ -120,3 +120,16 @@ def test_examples_of_functions_warm_the_model_up_and_stand_in_openapi() -> None:
 
     assert seen == [[1.5], [1.5, 1.5]]
     assert shown == 1.5
+
+
+def test_a_class_tells_what_it_was_made_of_and_its_subclasses_do_not() -> None:
+    cls = handler(request=float, response=float, infer=double, examples=[1.5])
+
+    class Sub(cls):  # type: ignore[misc,valid-type]  # a class made at run time
+        pass
+
+    parts = parts_of(cls)
+    assert parts is not None
+    assert parts["infer"] is double
+    assert parts_of(handler(**parts)) == parts
+    assert parts_of(Sub) is None

@@ -8,7 +8,9 @@ from typing import Any
 from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
 
-__all__ = ["handler"]
+__all__ = ["handler", "parts_of"]
+
+_PARTS = "_made_of"
 
 
 def handler(
@@ -55,7 +57,14 @@ def handler(
         body["load"] = _as_load(load)
     base = ModelHandler[request, response]
     name = getattr(infer, "__name__", "infer").replace("<lambda>", "infer")
+    parts = {"request": request, "response": response, "load": load, "examples": examples}
+    body[_PARTS] = parts | given
     return types.new_class(f"handler_of_{name}", (base,), exec_body=lambda ns: ns.update(body))
+
+
+def parts_of(cls: type) -> dict[str, Any] | None:
+    """Give the keyword arguments that `handler` made this very class of; `None` = it did not."""
+    return vars(cls).get(_PARTS)
 
 
 def _as_hook(name: str, function: Callable[..., Any], *, bind: bool) -> Callable[..., Any]:
