@@ -1,4 +1,4 @@
-"""Which exceptions mean that memory ran out, and that what they held is let go."""
+"""Which exceptions mean lack of memory or a broken device, and that what they held is let go."""
 
 import gc
 import traceback
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mlserve.errors import MLServeError
-from mlserve.execution.recovery import free_memory, is_out_of_memory, let_go
+from mlserve.execution.recovery import free_memory, is_device_broken, is_out_of_memory, let_go
 
 
 class OutOfMemoryError(Exception):
@@ -55,6 +55,71 @@ def test_the_real_allocator_of_the_cpu_is_understood() -> None:
 )
 def test_other_failures_are_not_lack_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+class AcceleratorError(Exception):
+    """Another framework's."""
+
+
+class SubclassError(torch.AcceleratorError):
+    """A library's own."""
+
+
+class SpeechlessError(RuntimeError):
+    """Fails when it is asked what it says."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        torch.AcceleratorError("something new"),
+        SubclassError("something new"),
+        AcceleratorError(),
+        RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: misaligned address"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm"),
+        RuntimeError("CUDA error: an illegal instruction was encountered"),
+        RuntimeError("HIP error: the operation cannot be performed in the present state"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        RuntimeError("[Rank 0] Device-Side Assert in kernel gather"),
+        NotImplementedError("cuDNN: unspecified launch failure"),
+    ],
+    ids=repr,
+)
+def test_a_broken_device_is_known_by_class_or_message(error: Exception) -> None:
+    assert is_device_broken(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        torch.AcceleratorError("HIP out of memory. Tried to allocate 20.00 GiB."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        MemoryError("CUDA error"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("relationship error: no such edge"),
+        RuntimeError(),
+        ValueError("CUDA error: device-side assert triggered"),
+        MLServeError("CUDA error: device-side assert triggered"),
+        KeyError("illegal memory access"),
+        KeyboardInterrupt(),
+        SpeechlessError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_lack_of_memory_and_other_failures_leave_the_device_usable(error: BaseException) -> None:
+    assert not is_device_broken(error)
 
 
 class Big:

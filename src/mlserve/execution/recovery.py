@@ -1,14 +1,15 @@
 """
-Which exceptions mean that memory ran out, and giving back what can be given back then.
+Which exceptions mean that memory ran out or a device broke, and giving back what can be given back.
 
 Knows torch by its names only: the core imports no ML framework.
 """
 
 import gc
+import re
 import sys
 import traceback
 
-__all__ = ["free_memory", "is_out_of_memory", "let_go"]
+__all__ = ["free_memory", "is_device_broken", "is_out_of_memory", "let_go"]
 
 _NAMES = frozenset({"OutOfMemoryError", "_ArrayMemoryError", "MemoryError"})
 _MESSAGES = (
@@ -23,6 +24,10 @@ _MESSAGES = (
     "failed to allocate memory",
     "nvml_success == r internal assert failed",
 )
+_BROKEN_DEVICE = re.compile(
+    r"\b(?:cuda|hip) error\b|device-side assert|illegal memory access|unspecified launch failure"
+    r"|misaligned address|uncorrectable ecc"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -34,13 +39,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if any(cls.__name__ in _NAMES for cls in type(error).__mro__):
         return True
-    if not isinstance(error, RuntimeError):
-        return False
-    try:
-        message = str(error).lower()
-    except BaseException:  # noqa: BLE001 - it is the user's, and this is where errors end
-        return False
+    message = _runtime_message(error)
     return any(text in message for text in _MESSAGES)
+
+
+def is_device_broken(error: BaseException) -> bool:
+    """
+    Say whether an exception means that this process can use its device no longer.
+
+    After a failed assertion or a bad access in a kernel every later call of the process fails,
+    whatever it asks for; only another process can use the device again. Every other "CUDA error"
+    counts as well, though a few only refuse one call; lack of memory never does. By class
+    (`torch.AcceleratorError`), else by the messages of `RuntimeError`s.
+
+    Source:
+        https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html, `cudaError`: "The
+        process must be terminated and relaunched"; https://github.com/pytorch/pytorch/issues/17425.
+    """
+    if is_out_of_memory(error):
+        return False
+    if any(cls.__name__ == "AcceleratorError" for cls in type(error).__mro__):
+        return True
+    return _BROKEN_DEVICE.search(_runtime_message(error)) is not None
+
+
+def _runtime_message(error: BaseException) -> str:
+    """Give the message of a `RuntimeError` in lower case; nothing for other exceptions."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    try:
+        return str(error).lower()
+    except BaseException:  # noqa: BLE001 - it is the user's, and this is where errors end
+        return ""
 
 
 def let_go(error: BaseException) -> None:
