@@ -37,6 +37,10 @@ class Adder(ModelHandler[int, int]):
         return [value + self.amount for value in inputs]
 
 
+class Apart(Adder):
+    replicas = Replicas(placement="process")
+
+
 class Needy(ModelHandler[int, int]):
     def __init__(self, path: str) -> None:
         self.path = path
@@ -139,9 +143,6 @@ def test_an_instance_cannot_run_in_a_process_of_its_own() -> None:
 
 
 def test_a_hard_timeout_needs_replicas_in_processes() -> None:
-    class Apart(Adder):
-        replicas = Replicas(placement="process")
-
     limits = Limits(hard_timeout_s=2.5)
 
     with pytest.raises(ConfigurationError, match=r"`hard_timeout_s=2\.5` .*placement='process'"):
@@ -149,6 +150,14 @@ def test_a_hard_timeout_needs_replicas_in_processes() -> None:
     for handler, replicas in ((Adder, Replicas(placement="process")), (Apart, None)):
         server = ModelServer().add("m", handler, replicas=replicas, limits=limits)
         assert server.model_for("m").engine.spec.limits is limits
+
+
+def test_a_handler_for_processes_must_be_one_that_another_process_can_import() -> None:
+    class Local(Adder):
+        """Only this function knows it."""
+
+    with pytest.raises(ConfigurationError, match="a class at module level"):
+        ModelServer().add("m", Local, replicas=Replicas(placement="process"))
 
 
 def test_build_gives_the_same_application_each_time_and_nothing_can_be_added_then() -> None:

@@ -28,6 +28,8 @@ from mlserve.lane import Lane
 from mlserve.lifecycle import Lifecycle, ModelState
 from mlserve.observability.loggers import get_logger
 from mlserve.placement import ThreadPlacement
+from mlserve.processes.lane import RemoteLane
+from mlserve.processes.placement import ProcessPlacement
 from mlserve.spec import Factory, ModelSpec
 from mlserve.statistics import Statistics
 from mlserve.streaming import Channel, ChannelSink, ModelStream
@@ -52,7 +54,9 @@ class Engine:
         self.spec = spec
         self.clock = clock
         self.lifecycle = Lifecycle()
-        self._placement = ThreadPlacement(spec, self._note_change, clock)
+        is_remote = spec.replicas.placement == "process"
+        kind = ProcessPlacement if is_remote else ThreadPlacement
+        self._placement = kind(spec, self._note_change, clock)
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -61,7 +65,7 @@ class Engine:
         self._health_period_s = math.inf
         self._lane = self._placement.open_lane()
         # Lanes that are still to be unloaded: the present one, and those that a reload retired.
-        self._lanes: list[Lane] = []
+        self._lanes: list[Lane | RemoteLane] = []
         self._retiring = TaskSet()
 
     @property
@@ -265,7 +269,7 @@ class Engine:
         self._require_ready()
         self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
 
-    def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane:
+    def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane | RemoteLane:
         """Admit a job, or raise why not."""
         self._require_ready()
         lane = self._lane
@@ -275,17 +279,17 @@ class Engine:
         self._idle.clear()
         return lane
 
-    def _set_timer(self, job: Job, lane: Lane) -> asyncio.TimerHandle:
+    def _set_timer(self, job: Job, lane: Lane | RemoteLane) -> asyncio.TimerHandle:
         """End a job at its deadline."""
 
         def expire() -> None:
-            self._give_up(job, DeadlineExceededError(job.stage, job.timeout_s))
+            self._give_up(job, DeadlineExceededError(lane.stage_of(job), job.timeout_s))
             lane.forget(job)
 
         left_s = max(0.0, job.deadline - self.clock())
         return asyncio.get_running_loop().call_later(left_s, expire)
 
-    def _leave(self, job: Job, lane: Lane) -> None:
+    def _leave(self, job: Job, lane: Lane | RemoteLane) -> None:
         """Forget a job that has its answer, or whose caller has left."""
         job.call.cancel()
         lane.leave(job)
@@ -311,7 +315,7 @@ class Engine:
         if self.lifecycle.state is not ModelState.FAILED:
             self._require_ready()
 
-    async def _retire(self, lane: Lane) -> None:
+    async def _retire(self, lane: Lane | RemoteLane) -> None:
         """
         Unload a lane that gets nothing new, once what it has in flight is done.
 
@@ -323,7 +327,7 @@ class Engine:
                 await lane.wait_idle()
         await self._close(lane, _UNLOAD_S)
 
-    async def _close(self, lane: Lane, timeout_s: float) -> None:
+    async def _close(self, lane: Lane | RemoteLane, timeout_s: float) -> None:
         """Unload a lane's replicas; a hook that does not return by then is left alone."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -333,7 +337,7 @@ class Engine:
         if lane in self._lanes:
             self._lanes.remove(lane)
 
-    def _unload_s(self, lane: Lane, drain_s: float) -> float:
+    def _unload_s(self, lane: Lane | RemoteLane, drain_s: float) -> float:
         """Say how long a lane's hooks, then `unload`, may take at the shutdown, in seconds."""
         # Hooks that serve have what is left of the drain; a `load` that runs has nothing to finish.
         left_s = drain_s - (self.clock() - self._draining_since) if lane.n_serving else 0.0

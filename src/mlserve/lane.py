@@ -203,6 +203,10 @@ class Lane:
         if not self._jobs:
             self._idle.set()
 
+    def stage_of(self, job: Job) -> str:
+        """Say where a job is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
+        return job.stage
+
     async def wait_idle(self) -> None:
         """Wait until nobody waits for anything that is here."""
         await self._idle.wait()

@@ -30,9 +30,7 @@ _MOVES: dict[ModelState, frozenset[ModelState]] = {
     ModelState.UNLOADED: frozenset({ModelState.LOADING, ModelState.STOPPED}),
     ModelState.LOADING: frozenset({ModelState.WARMING, ModelState.FAILED, ModelState.DRAINING}),
     ModelState.WARMING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.DRAINING}),
-    ModelState.READY: frozenset(
-        {ModelState.RESTARTING, ModelState.FAILED, ModelState.DRAINING}
-    ),
+    ModelState.READY: frozenset({ModelState.RESTARTING, ModelState.FAILED, ModelState.DRAINING}),
     ModelState.RESTARTING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.DRAINING}),
     ModelState.FAILED: frozenset({ModelState.READY, ModelState.LOADING, ModelState.DRAINING}),
     ModelState.DRAINING: frozenset({ModelState.STOPPED}),

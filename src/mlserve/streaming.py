@@ -48,6 +48,8 @@ class Channel(Generic[ItemT]):
         self._ended = False
         self._error: BaseException | None = None
         self._closed = False
+        self.on_taken: Callable[[], None] | None = None
+        """Called on the event loop for each item that was read."""
 
     @property
     def is_closed(self) -> bool:
@@ -99,6 +101,8 @@ class Channel(Generic[ItemT]):
         item = self._items.popleft()
         self._free.release()
         self._has_space.set()
+        if self.on_taken is not None:
+            self.on_taken()
         return item
 
     def close(self) -> None:

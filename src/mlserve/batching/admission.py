@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from mlserve.batching.cost_model import CostModel, queue_capacity
+from mlserve.batching.cost_model import BatchCost, queue_capacity
 
 __all__ = ["Admission", "Refusal"]
 
@@ -40,7 +40,7 @@ class Admission:
         self.capacity = 0
         """How many requests may wait."""
 
-    def learn(self, cost: CostModel, n_replicas: int) -> None:
+    def learn(self, cost: BatchCost, n_replicas: int) -> None:
         """Look at what batches have cost so far; cheap when nothing is new."""
         state = (cost.n_observed, n_replicas)
         if state == self._learned_from:

@@ -1,9 +1,26 @@
 """What a batch costs: `a + b·n` seconds for n requests, learned from batches that ran. Pure."""
 
-__all__ = ["CostModel", "queue_capacity"]
+from typing import Protocol
+
+__all__ = ["BatchCost", "CostModel", "queue_capacity"]
 
 _DECAY = 0.98  # an observation of 35 batches ago counts half
 _MIN_OBSERVATIONS = 5
+
+
+class BatchCost(Protocol):
+    """What is known of the cost of a batch."""
+
+    @property
+    def n_observed(self) -> int:
+        """From how many batches."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough batches were seen to say anything."""
+
+    def predict(self, n: int) -> float:
+        """Say how long a batch of `n` should take, in seconds; 0 when nothing is known."""
 
 
 class CostModel:
@@ -68,7 +85,7 @@ class CostModel:
 
 
 def queue_capacity(
-    cost: CostModel, *, max_size: int, n_replicas: int, timeout_s: float, n_known: int = 20
+    cost: BatchCost, *, max_size: int, n_replicas: int, timeout_s: float, n_known: int = 20
 ) -> int:
     """
     Say how many requests may wait: what full batches serve in a third of the timeout.

@@ -122,11 +122,15 @@ class Pipeline:
         report.has_failed = all(isinstance(outcome, _OWN_FAULTS) for outcome in outcomes)
         return outcomes
 
+    def note_error(self, error: BaseException) -> None:
+        """Look at what `infer` or `stream` raised, in their thread, before anything is done."""
+
     def _infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         try:
             outputs = yield self._infer_step(jobs)
             outcomes = contained(self._one_per_job, outputs, len(jobs))
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
+            self.note_error(exc)
             is_splittable = len(jobs) > 1 and self.contract.handler_class.idempotent
             is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
             if isinstance(exc, ModelOutputError):

@@ -151,12 +151,37 @@ class ReplicaPool:
             job, then = self._waiting_prepares.popleft()
             then(job, error)
 
+    @property
+    def has_health(self) -> bool:
+        """Whether the handler has a `health` hook."""
+        return any(replica.has_health for replica in self._replicas)
+
+    async def check_health(self) -> None:
+        """
+        Call the `health` hook of each replica, between two batches.
+
+        Raises:
+            Exception: What it raised.
+        """
+        for replica in self._replicas:
+            await replica.check_health()
+
     def watch_health(self, period_s: float) -> None:
         """Begin to call the `health` hook of each replica, if there is one, every so often."""
-        if not any(replica.has_health for replica in self._replicas):
+        if not self.has_health:
             return
         for number in range(len(self._replicas)):
             self._tasks.spawn(self._keep_healthy(number, period_s))
+
+    def pause(self) -> None:
+        """Begin nothing any more; what waits, waits on."""
+        self._breakers.clear()
+        self._serving = []
+
+    async def wait_idle(self) -> None:
+        """Wait until no hook of any request runs."""
+        for replica in self._replicas:
+            await replica.wait_idle()
 
     async def close(self) -> None:
         """Wait for what runs and unload every replica."""

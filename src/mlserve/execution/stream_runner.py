@@ -102,6 +102,7 @@ def _iterator(value: Any, method: str) -> Any:
 
 
 def _as_stream_error(error: BaseException, pipeline: Pipeline, job: Job) -> MLServeError:
+    pipeline.note_error(error)
     if isinstance(error, ModelOutputError):
         logger.error("stream.chunk.refused: %s", error, extra={"model": pipeline.name})
         return error

@@ -130,6 +130,11 @@ class TaskSet:
         task.add_done_callback(self._forget)
         return task
 
+    async def wait(self) -> None:
+        """Wait until nothing runs any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         """Cancel what still runs and wait for it."""
         tasks = list(self._tasks)

@@ -1,0 +1,94 @@
+"""What a replica's process has to know before it can load: written by the supervisor, read once."""
+
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+from multiprocessing import spawn
+from typing import Any
+
+from mlserve.processes.pickling import loads_factory
+from mlserve.settings import Batching, Replicas
+from mlserve.spec import Factory
+
+__all__ = ["Boot", "boot_bytes", "main_module", "read_boot"]
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What a process is to be."""
+
+    name: str
+    """The model's name."""
+    version: str
+    """Its version."""
+    device: str
+    """The device, as this process calls it."""
+    replica: int
+    """Its number."""
+    n_replicas: int
+    """How many there may be."""
+    n_clients: int
+    """How many HTTP processes there are."""
+    batching: Batching
+    """How requests are gathered."""
+    replicas: Replicas
+    """The model's options."""
+    threads: int
+    """How many compute threads it should use."""
+    hard_timeout_s: float | None
+    """How long a call may take, in seconds."""
+    log_levels: dict[str, int]
+    """The levels of the supervisor's loggers by name; `""` is the root."""
+    gc_threshold: tuple[int, int, int]
+    """When the supervisor's garbage collector runs."""
+    factory: bytes
+    """Makes the handler."""
+    main: dict[str, Any]
+    """How to find the modules that the supervisor finds; see `main_module`."""
+
+    def make_factory(self) -> Factory:
+        """Import what makes the handler. Runs the user's modules; raises what they raise."""
+        spawn.prepare(self.main)
+        return loads_factory(self.factory)
+
+
+def main_module(factory: bytes) -> dict[str, Any]:
+    """Say how a process finds the modules that this one finds, and its main one if it needs it."""
+    main: dict[str, Any] = spawn.get_preparation_data("mlserve-replica")
+    if b"__main__" not in factory:
+        main.pop("init_main_from_name", None)
+        main.pop("init_main_from_path", None)
+    for name in ("authkey", "log_to_stderr", "start_method"):
+        main.pop(name, None)
+    return main
+
+
+def boot_bytes(boot: Boot) -> bytes:
+    """Give what the supervisor sends to a process, before anything else."""
+    data = pickle.dumps(boot, protocol=5)
+    return _LENGTH.pack(len(data)) + data
+
+
+def read_boot(sock: socket.socket) -> Boot:
+    """
+    Receive it, as the first thing of a process.
+
+    Raises:
+        EOFError: If the supervisor has ended.
+    """
+    (length,) = _LENGTH.unpack(_read(sock, _LENGTH.size))
+    boot: Boot = pickle.loads(_read(sock, length))  # noqa: S301 - of the supervisor
+    return boot
+
+
+def _read(sock: socket.socket, n: int) -> bytes:
+    data = bytearray()
+    while len(data) < n:
+        part = sock.recv(n - len(data))
+        if not part:
+            raise EOFError("The supervisor has ended.")
+        data += part
+    return bytes(data)

@@ -1,0 +1,270 @@
+"""
+A replica in another process, as an HTTP process sees it. Lives on the HTTP process's event loop.
+
+It keeps every request that it has sent until the answer is there, so that none is lost with the
+replica.
+"""
+
+import itertools
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlserve.errors import ModelError, ModelFailedError
+from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
+from mlserve.processes import messages
+from mlserve.processes.board import N_SLOTS, Board, Cause, Mark
+from mlserve.processes.frames import Packed, pack
+from mlserve.processes.host import FIRST_CREDIT
+from mlserve.processes.wire import Link, connect
+from mlserve.streaming import Channel
+
+__all__ = ["Owner", "ReplicaClient", "Ticket"]
+
+logger = get_logger(__name__)
+
+_CREDIT_AT_ONCE = FIRST_CREDIT // 2
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request on its way to a replica, for as long as somebody waits for it."""
+
+    job: Job
+    """The request; its payload is as the client sent it."""
+    channel: Channel[Any] | None = None
+    """Where its chunks go, if it is streamed."""
+    is_alone: bool = False
+    """Whether a replica has died running it, so that it may only run alone."""
+    n_chunks: int = 0
+    """How many chunks have come."""
+    n_taken: int = 0
+    """How many of them were read since the replica was last told."""
+    client: "ReplicaClient | None" = None
+    """The replica that has it."""
+    number: int = 0
+    """What it is called there."""
+    slot: int = -1
+    """Where it is marked on the board."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is answered with chunks."""
+        return self.channel is not None
+
+
+class Owner(Protocol):
+    """The lane, as a client of a replica sees it."""
+
+    def note_lost(self, client: "ReplicaClient") -> None:
+        """Learn that the replica has ended, with what it had."""
+
+    def note_state(self, client: "ReplicaClient") -> None:
+        """Learn that the replica takes work, or does no longer."""
+
+    def send_again(self, ticket: Ticket) -> None:
+        """Find another replica for a request."""
+
+
+class ReplicaClient:
+    """
+    The way to one replica.
+
+    Args:
+        owner: Told what becomes of the replica.
+        number: The replica's number.
+        board: The figures that the processes share.
+        index: The number of this HTTP process.
+        model: The model's name.
+    """
+
+    def __init__(self, owner: Owner, number: int, board: Board, index: int, model: str) -> None:
+        self.number = number
+        self.tickets: dict[int, Ticket] = {}
+        """What it has and has not answered, by the number that it has there."""
+        self.is_open = True
+        """Whether it takes work."""
+        self._owner = owner
+        self._model = model
+        self._link = Link(self._receive, self._lost, lambda: owner.note_state(self))
+        self._numbers = itertools.count(1)
+        self._marks = board.marks(index, number)
+        self._row = board.replicas[number]
+        self._sent = board.clients[index].sent
+        self._free = deque(range(N_SLOTS))
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Begin to talk to it."""
+        await connect(sock, self._link)
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it takes work now."""
+        return self.is_open and not self._link.is_congested
+
+    @property
+    def was_hung(self) -> bool:
+        """Whether it was ended because a hook did not return."""
+        return self._row.cause == Cause.HANG
+
+    def submit(self, ticket: Ticket) -> None:
+        """Send a request."""
+        job = ticket.job
+        try:
+            payload = pack(job.payload)
+        except Exception as exc:
+            logger.error("request.pack.failed", exc_info=exc, extra={"model": self._model})
+            job.fail(ModelError("The request cannot be sent to the model's process."))
+            return
+        number = next(self._numbers)
+        slot = self._free.popleft() if self._free else -1
+        if slot >= 0:
+            self._marks[slot] = Mark.WAITING
+        ticket.client, ticket.number, ticket.slot = self, number, slot
+        self.tickets[number] = ticket
+        self._sent[self.number] = len(self.tickets)
+        flags = messages.IS_ALONE if ticket.is_alone else 0
+        if ticket.is_stream:
+            flags |= messages.IS_STREAM
+        call = job.call
+        headers = dict(call.headers) if call.headers else None
+        self._link.send(
+            (
+                messages.SUBMIT,
+                number,
+                slot,
+                flags,
+                call.request_id,
+                call.deadline,
+                job.timeout_s,
+                job.priority,
+                headers,
+                payload,
+            )
+        )
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Take a request back; a hook that runs for it is told."""
+        if self._forget(ticket.number) is not None:
+            self._link.send((messages.CANCEL, ticket.number))
+
+    def allow_more(self, ticket: Ticket) -> None:
+        """Note that a chunk was read."""
+        ticket.n_taken += 1
+        if ticket.n_taken == _CREDIT_AT_ONCE:
+            ticket.n_taken = 0
+            self._link.send((messages.CREDIT, ticket.number, _CREDIT_AT_ONCE))
+
+    def mark_of(self, ticket: Ticket) -> Mark:
+        """Say where a request is there."""
+        return Mark(self._marks[ticket.slot]) if ticket.slot >= 0 else Mark.INFER
+
+    def take_waiting(self) -> list[Ticket]:
+        """Take back what no hook was begun for."""
+        waiting = [t for t in self.tickets.values() if self.mark_of(t) is Mark.WAITING]
+        for ticket in waiting:
+            self.cancel(ticket)
+        return waiting
+
+    def take_all(self) -> list[tuple[Ticket, Mark]]:
+        """Take back everything, with where it was; the replica has ended."""
+        tickets = [(ticket, self.mark_of(ticket)) for ticket in self.tickets.values()]
+        for ticket, _ in tickets:
+            self._forget(ticket.number)
+        return tickets
+
+    def close(self) -> None:
+        """Hang up."""
+        self.is_open = False
+        self._link.close()
+
+    def _forget(self, number: int) -> Ticket | None:
+        ticket = self.tickets.pop(number, None)
+        if ticket is not None:
+            self._sent[self.number] = len(self.tickets)
+            if ticket.slot >= 0:
+                self._free.append(ticket.slot)
+            ticket.client = None
+        return ticket
+
+    def _receive(self, received: list[tuple[Any, ...]]) -> None:
+        for message in received:
+            kind = message[0]
+            if kind == messages.RESULT:
+                self._take_result(*message[1:])
+            elif kind == messages.CHUNK:
+                self._take_chunk(*message[1:])
+            elif kind == messages.END:
+                self._take_end(*message[1:])
+            elif kind == messages.ERROR:
+                self._take_error(*message[1:])
+            else:
+                self.is_open = kind == messages.MENDED
+                self._owner.note_state(self)
+
+    def _take_result(self, number: int, *facts: Any) -> None:
+        if (ticket := self._forget(number)) is None:
+            return
+        job = ticket.job
+        packed = _note_times(job, facts)
+        try:
+            value = packed.unpack()
+        except Exception as exc:
+            logger.error("response.unpack.failed", exc_info=exc, extra={"model": self._model})
+            job.fail(ModelError("The model's response cannot enter this process."))
+        else:
+            job.result(value)
+
+    def _take_chunk(self, number: int, packed: Packed) -> None:
+        ticket = self.tickets.get(number)
+        if ticket is None or ticket.channel is None:
+            return
+        ticket.n_chunks += 1
+        try:
+            chunk = packed.unpack()
+        except Exception as exc:
+            logger.error("chunk.unpack.failed", exc_info=exc, extra={"model": self._model})
+            self.cancel(ticket)
+            ticket.job.fail(ModelError("A chunk of the model cannot enter this process."))
+        else:
+            ticket.channel.put(chunk)  # never waits: there is credit for it
+
+    def _take_end(self, number: int, *facts: Any) -> None:
+        if (ticket := self._forget(number)) is not None:
+            _note_times(ticket.job, facts)
+            ticket.job.result(None)
+
+    def _take_error(self, number: int, *facts: Any) -> None:
+        if (ticket := self._forget(number)) is None:
+            return
+        error = _note_times(ticket.job, facts).unpack()
+        if isinstance(error, ModelFailedError):  # no hook was begun for it
+            self._owner.send_again(ticket)
+        elif ticket.channel is not None:
+            ticket.channel.end(error)
+        else:
+            ticket.job.fail(error)
+
+    def _lost(self) -> None:
+        self.is_open = False
+        self._owner.note_lost(self)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<ReplicaClient {self.number}: {state}, {len(self.tickets)} requests>"
+
+
+def _note_times(job: Job, facts: tuple[Any, ...]) -> Any:
+    """Note how long the stages took and what hooks have noted; give the answer."""
+    durations, batch_size, annotations, packed = facts
+    times = job.times
+    times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s = durations
+    times.batch_size = batch_size
+    if annotations is not None:
+        try:
+            job.call.annotations.update(annotations.unpack())
+        except Exception:
+            logger.exception("annotations.unpack.failed")
+    return packed

@@ -1,0 +1,241 @@
+"""
+All replicas of a model in their processes, and whoever sends them requests.
+
+Lives on the event loop of the supervisor: the process that serves HTTP or, where several do, the
+one that has started them.
+"""
+
+import asyncio
+import gc
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlserve.execution.devices import device_of
+from mlserve.execution.worker import TaskSet
+from mlserve.observability.loggers import get_logger
+from mlserve.processes import messages
+from mlserve.processes.board import Board
+from mlserve.processes.boot import Boot, main_module
+from mlserve.processes.environment import replica_environment, threads_for
+from mlserve.processes.keeper import Keeper, ReplicaState
+from mlserve.processes.logs import log_levels
+from mlserve.processes.pickling import dumps_factory
+from mlserve.processes.process import ChildProcess
+from mlserve.spec import Factory, ModelSpec
+
+__all__ = ["Fleet", "FleetStatus", "Listener"]
+
+logger = get_logger(__name__)
+
+_WATCH_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """How the replicas of a model are, as far as it matters to who sends them requests."""
+
+    is_recovering: bool = True
+    """Whether a replica that does not serve now should soon do so."""
+    serving: frozenset[int] = frozenset()
+    """The replicas that serve."""
+    load_s: float = 0.0
+    """How long the last load took, in seconds."""
+    reason: str | None = None
+    """Why the last replica was lost, for `/ready`."""
+
+
+class Listener(Protocol):
+    """An HTTP process, as the fleet sees it."""
+
+    def replica_up(self, number: int, sock: socket.socket) -> None:
+        """Take the way to a replica that can serve."""
+
+    def note_status(self, status: FleetStatus) -> None:
+        """Learn how the replicas are."""
+
+    def note_progress(self, number: int, fraction: float, note: str) -> None:
+        """Learn how far a load has come."""
+
+    def note_warming(self) -> None:
+        """Learn that a replica was loaded."""
+
+
+class Fleet:
+    """
+    Starts, watches and replaces the processes of one model.
+
+    Args:
+        spec: The model.
+        factory: Makes its handlers; `None` = as it was added.
+        n_clients: How many HTTP processes there are.
+        clock: Gives monotonic seconds.
+
+    Raises:
+        ConfigurationError: If another process could not find the handler.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        factory: Factory | None = None,
+        *,
+        n_clients: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.board = Board.create(spec.replicas.max_count, n_clients)
+        """The figures that its processes share."""
+        self.status = FleetStatus()
+        self._spec = spec
+        self._factory = dumps_factory(factory or spec.factory, spec.name)
+        self._clock = clock
+        self._listeners: dict[int, Listener] = {}
+        self._keepers: dict[int, Keeper] = {}
+        self._tasks = TaskSet()
+        self._load_timeout_s: float | None = None
+        self._health_period_s: float | None = None
+
+    async def start(self, load_timeout_s: float | None) -> int:
+        """
+        Start all replicas at once and wait until they can serve.
+
+        Args:
+            load_timeout_s: How long that may take, and each later load, in seconds.
+
+        Returns:
+            With how many examples each was warmed up.
+
+        Raises:
+            Exception: What the first failing replica raised.
+            TimeoutError: If it took longer.
+        """
+        self._load_timeout_s = load_timeout_s
+        self._tasks.spawn(self._keep_watch())
+        for number in range(self._spec.replicas.min_count):
+            self._add(number)
+        limit = asyncio.timeout(load_timeout_s)
+        try:
+            async with limit:
+                loads = (keeper.first_load for keeper in self._keepers.values())
+                return max(await asyncio.gather(*loads))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"Load and warm-up took longer than {load_timeout_s:g} s.") from None
+
+    def listen(self, index: int, listener: Listener) -> None:
+        """Tell an HTTP process of the replicas, and connect it with those that serve."""
+        self._listeners[index] = listener
+        for keeper in self._keepers.values():
+            if keeper.state is ReplicaState.SERVING:
+                self._introduce(keeper, index)
+        listener.note_status(self.status)
+
+    def leave(self, index: int) -> None:
+        """Forget an HTTP process."""
+        self._listeners.pop(index, None)
+
+    def watch_health(self, period_s: float) -> None:
+        """Have each replica call its `health` hook every so often."""
+        self._health_period_s = period_s
+        for keeper in self._keepers.values():
+            self._ask_for_health(keeper)
+
+    async def close(self) -> None:
+        """Have every replica unload and end; those that have not by a cancellation are killed."""
+        try:
+            await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
+        finally:
+            await self._tasks.close()
+            self._keepers.clear()
+            self.board.close()
+
+    async def launch(self, number: int, process: ChildProcess) -> None:
+        """Start the process of a replica."""
+        spec = self._spec
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        threads = threads_for(spec.replicas, n_cores=n_cores)
+        environment, device = replica_environment(
+            os.environ,
+            device=device_of(number, spec.replicas),
+            threads=threads,
+            keep=spec.replicas.keep_environment,
+        )
+        boot = Boot(
+            name=spec.name,
+            version=spec.version,
+            device=device,
+            replica=number,
+            n_replicas=self.board.n_replicas,
+            n_clients=self.board.n_clients,
+            batching=spec.batching,
+            replicas=spec.replicas,
+            threads=threads,
+            hard_timeout_s=spec.limits.hard_timeout_s,
+            log_levels=log_levels(),
+            gc_threshold=gc.get_threshold(),
+            factory=self._factory,
+            main=main_module(self._factory),
+        )
+        await process.start(boot, self.board, environment)
+
+    def note_state(self, keeper: Keeper) -> None:
+        """Learn that a replica's state has changed."""
+        if keeper.state is ReplicaState.SERVING:
+            for index in self._listeners:
+                self._introduce(keeper, index)
+            self._ask_for_health(keeper)
+        keepers = self._keepers.values()
+        coming = (ReplicaState.LOADING, ReplicaState.WAITING, ReplicaState.RETIRING)
+        self.status = FleetStatus(
+            is_recovering=any(k.state in coming and not k.is_given_up for k in keepers),
+            serving=frozenset(k.number for k in keepers if k.state is ReplicaState.SERVING),
+            load_s=max((k.load_s for k in keepers), default=0.0),
+            reason=keeper.reason,
+        )
+        for listener in self._listeners.values():
+            listener.note_status(self.status)
+
+    def note_progress(self, number: int, fraction: float, note: str) -> None:
+        """Learn how far a replica's load has come."""
+        for listener in self._listeners.values():
+            listener.note_progress(number, fraction, note)
+
+    def note_warming(self) -> None:
+        """Learn that a replica was loaded."""
+        for listener in self._listeners.values():
+            listener.note_warming()
+
+    def _add(self, number: int) -> None:
+        spec = self._spec
+        keeper = Keeper(number, self, self.board, spec.replicas.restart, spec.name, self._clock)
+        self._keepers[number] = keeper
+        self._tasks.spawn(keeper.keep(lambda: self._load_timeout_s))
+
+    def _introduce(self, keeper: Keeper, index: int) -> None:
+        if keeper.process is None:
+            return
+        try:
+            sock = keeper.process.introduce(index)
+        except OSError as exc:  # it has just died: the next process will be introduced
+            logger.warning("replica.introduce.failed", exc_info=exc)
+        else:
+            self._listeners[index].replica_up(keeper.number, sock)
+
+    def _ask_for_health(self, keeper: Keeper) -> None:
+        if self._health_period_s is not None and keeper.process is not None:
+            keeper.process.send(messages.WATCH_HEALTH, self._health_period_s)
+
+    async def _keep_watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now = self._clock()
+            for keeper in list(self._keepers.values()):
+                keeper.watch(now)
+
+    def __repr__(self) -> str:
+        states = ", ".join(keeper.state.value for keeper in self._keepers.values())
+        return f"<Fleet of {self._spec.name}: {states}>"

@@ -1,0 +1,276 @@
+"""
+Keeping one replica alive: its process is started, and again each time it ends.
+
+Lives on the supervisor's event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Protocol
+
+from mlserve.observability.loggers import get_logger
+from mlserve.processes import messages
+from mlserve.processes.board import Board, Cause
+from mlserve.processes.logs import write_record
+from mlserve.processes.process import ChildProcess
+from mlserve.settings import Restart
+
+__all__ = ["Keeper", "Owner", "ReplicaState"]
+
+logger = get_logger(__name__)
+
+_UNRESPONSIVE_S = 5.0
+
+
+class ReplicaState(StrEnum):
+    """Where a replica is in its life."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    BROKEN = "broken"
+    """It lives, and fails on the handler's own examples."""
+    RETIRING = "retiring"
+    WAITING = "waiting"
+    """It has ended, and is started again after a pause."""
+    ENDED = "ended"
+
+
+class Owner(Protocol):
+    """The fleet, as a keeper sees it."""
+
+    async def launch(self, number: int, process: ChildProcess) -> None:
+        """Start the process of a replica."""
+
+    def note_state(self, keeper: "Keeper") -> None:
+        """Learn that a replica's state has changed."""
+
+    def note_progress(self, number: int, fraction: float, note: str) -> None:
+        """Learn how far its load has come."""
+
+    def note_warming(self) -> None:
+        """Learn that it was loaded."""
+
+
+class _LoadError(Exception):
+    """Loading raised; what it raised is the cause."""
+
+
+class Keeper:
+    """
+    One replica of a fleet, over all the processes that it has in its life.
+
+    Args:
+        number: Its number.
+        owner: The fleet.
+        board: Where its figures stand.
+        restart: How often and how fast it is started again.
+        model: The model's name, for the log.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        owner: Owner,
+        board: Board,
+        restart: Restart,
+        model: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.number = number
+        self.state = ReplicaState.LOADING
+        self.reason: str | None = None
+        """Why its last process ended; never an exception's text."""
+        self.n_failures = 0
+        """How many processes in a row have ended without having served."""
+        self.load_s = 0.0
+        """How long the last load took, in seconds."""
+        self.process: ChildProcess | None = None
+        self.first_load: asyncio.Future[int]
+        """With how many examples it was warmed up, once it was loaded for the first time."""
+        self._owner = owner
+        self._board = board
+        self._row = board.replicas[number]
+        self._restart = restart
+        self._about = {"model": model, "replica": number}
+        self._clock = clock
+        self._loaded: asyncio.Future[int]
+        self._is_wanted = True
+        self._beat, self._beat_at = -1.0, 0.0
+        self.first_load = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it has failed so often that nobody should wait for it."""
+        return self.n_failures >= self._restart.failures
+
+    async def keep(self, load_timeout_s: Callable[[], float | None]) -> None:
+        """Run processes until it is not wanted any more."""
+        try:
+            while True:
+                await self._live(load_timeout_s())
+                if not self._is_wanted:
+                    return
+                if (pause_s := self._pause_s()) > 0:
+                    self._move(ReplicaState.WAITING)
+                    await asyncio.sleep(pause_s)
+        finally:
+            self._move(ReplicaState.ENDED)
+
+    async def stop(self) -> None:
+        """Have it unload and end; the process is left if this is cancelled."""
+        self._is_wanted = False
+        if (process := self.process) is not None:
+            process.send(messages.STOP)
+            await asyncio.shield(process.exited)
+
+    def retire(self, reason: str) -> None:
+        """Have it finish what runs, unload and end; it does not come back."""
+        self._is_wanted = False
+        if self.process is not None:
+            self.process.send(messages.RETIRE, reason)
+
+    def watch(self, now: float) -> None:
+        """Look whether its process hangs, and kill it then."""
+        process, row = self.process, self._row
+        if process is None or not process.is_alive or self.state is ReplicaState.LOADING:
+            return
+        if row.beat != self._beat or row.kill_at > 0:
+            self._beat, self._beat_at = row.beat, now
+        if 0 < row.kill_at < now:
+            self._kill(process, "a hook did not return in time")
+        elif now - self._beat_at > _UNRESPONSIVE_S:
+            self._kill(process, "it does not respond")
+
+    def _kill(self, process: ChildProcess, reason: str) -> None:
+        self._row.cause = Cause.HANG
+        self.reason = f"replica {self.number} is being restarted: {reason}"
+        logger.error("replica.killed", extra={**self._about, "reason": reason})
+        process.kill()
+
+    async def _live(self, load_timeout_s: float | None) -> None:
+        """Run one process from its start to its end."""
+        started = self._clock()
+        self._move(ReplicaState.LOADING)
+        self._loaded = asyncio.get_running_loop().create_future()
+        self.process = process = ChildProcess(self._listen)
+        batches = self._row.batches
+        try:
+            try:
+                async with asyncio.timeout(load_timeout_s):
+                    await self._owner.launch(self.number, process)
+                    n_examples = await self._first(self._loaded, process)
+            except Exception as exc:  # noqa: BLE001 - whatever loading raised
+                self._note_failed_load(exc)
+                return
+            self.load_s = self._clock() - started
+            self._beat_at = self._clock()
+            self._move(ReplicaState.SERVING)
+            if not self.first_load.done():
+                self.first_load.set_result(n_examples)
+            elif self.reason is not None:
+                logger.warning("replica.restart.completed", extra=self._about)
+            code = await asyncio.shield(process.exited)
+            self._note_end(code, has_served=self._row.batches > batches)
+            self._row.clear()
+        finally:
+            self.process = None
+            await process.end()
+
+    async def _first(self, loaded: "asyncio.Future[int]", process: ChildProcess) -> int:
+        """Wait until a process is loaded, or raise why it will not be."""
+        await asyncio.wait((loaded, process.exited), return_when=asyncio.FIRST_COMPLETED)
+        if loaded.done():
+            return loaded.result()
+        raise RuntimeError(
+            f"The process of replica {self.number} ended while it was loading"
+            f" ({_end_of(process.exited.result())})."
+        )
+
+    def _note_failed_load(self, error: Exception) -> None:
+        self.n_failures += 1
+        self.reason = f"replica {self.number} could not be loaded"
+        if isinstance(error, _LoadError):
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            is_final = True  # it would raise again
+        else:
+            is_final = self.is_given_up
+        extra = {**self._about, "attempt": self.n_failures}
+        if not self.first_load.done() and is_final:
+            self.first_load.set_exception(error)
+            self.first_load.exception()  # whoever started the fleet may have left
+            self._is_wanted = False
+        else:
+            logger.error("replica.load.failed", exc_info=error, extra=extra)
+
+    def _note_end(self, code: int, *, has_served: bool) -> None:
+        """Judge the end of a process that was loaded."""
+        if has_served:
+            self.n_failures = 0
+        if self.state is ReplicaState.RETIRING:
+            logger.info("replica.retired", extra={**self._about, "reason": self.reason})
+            return
+        if not self._is_wanted:
+            return
+        n_running = self._board.n_running(self.number)
+        if n_running != 1:  # else one request did it, which will be found out
+            self.n_failures += 1
+        if self._row.cause != Cause.HANG:
+            self.reason = f"replica {self.number} has died and is being restarted"
+        extra = {**self._about, "end": _end_of(code), "running": n_running}
+        logger.error("replica.died", extra=extra)
+
+    def _pause_s(self) -> float:
+        """Say how long to wait before the next process, in seconds."""
+        if self.n_failures <= 1:
+            return 0.0
+        if self.is_given_up:
+            return self._restart.max_backoff_s
+        doubled = self._restart.backoff_s * 2.0 ** (self.n_failures - 2)
+        return min(doubled, self._restart.max_backoff_s)
+
+    def _listen(self, received: list[tuple[Any, ...]]) -> None:
+        for message in received:
+            self._hear(*message)
+
+    def _hear(self, kind: int, *facts: Any) -> None:
+        if kind == messages.LOG:
+            write_record(facts[0].unpack())
+        elif kind == messages.PROGRESS:
+            self._owner.note_progress(self.number, *facts)
+        elif kind == messages.WARMING:
+            self._owner.note_warming()
+        elif kind == messages.READY:
+            if not self._loaded.done():
+                self._loaded.set_result(facts[0])
+        elif kind == messages.FAILED:
+            self._note_raised(*facts)
+        elif kind == messages.RETIRING:
+            self.reason = f"replica {self.number} is being restarted ({facts[0]})"
+            self._move(ReplicaState.RETIRING)
+        elif kind == messages.BROKEN:
+            self.reason = f"replica {self.number} fails on the handler's own examples"
+            self._move(ReplicaState.BROKEN)
+        elif kind == messages.MENDED:
+            self._move(ReplicaState.SERVING)
+
+    def _note_raised(self, packed: Any, text: str) -> None:
+        if self._loaded.done():
+            return
+        failed = _LoadError()
+        failed.__cause__ = error = packed.unpack()
+        error.add_note(f"In the process of replica {self.number}:\n{text}")
+        self._loaded.set_exception(failed)
+
+    def _move(self, state: ReplicaState) -> None:
+        self.state = state
+        self._owner.note_state(self)
+
+    def __repr__(self) -> str:
+        return f"<Keeper of replica {self.number}: {self.state}>"
+
+
+def _end_of(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

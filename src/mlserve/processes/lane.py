@@ -1,0 +1,381 @@
+"""
+The way of requests to replicas in other processes. Lives on the HTTP process's event loop.
+
+It has no queue: that is in the replicas, where the requests of all HTTP processes meet. Here each
+request is kept until it is answered, and sent elsewhere if its replica ends.
+"""
+
+import asyncio
+import math
+import random
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mlserve.batching.admission import Admission, Refusal
+from mlserve.errors import (
+    DeadlineExceededError,
+    MLServeError,
+    ModelError,
+    ModelFailedError,
+    OverloadedError,
+    QueueFullError,
+    ReplicaDiedError,
+)
+from mlserve.execution.worker import TaskSet
+from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
+from mlserve.processes.board import Board, Mark
+from mlserve.processes.client import ReplicaClient, Ticket
+from mlserve.processes.fleet import FleetStatus, Listener
+from mlserve.spec import ModelSpec
+from mlserve.statistics import Figures
+from mlserve.streaming import Channel
+
+__all__ = ["RemoteFleet", "RemoteLane"]
+
+logger = get_logger(__name__)
+
+_STAGES = {
+    Mark.WAITING: "queue",
+    Mark.PREPROCESS: "preprocess",
+    Mark.INFER: "infer",
+    Mark.POSTPROCESS: "postprocess",
+    Mark.STREAM: "stream",
+    Mark.ANSWERED: "postprocess",
+}
+
+
+class RemoteFleet(Protocol):
+    """The replicas of a model, be they supervised by this process or by another one."""
+
+    board: Board
+
+    async def start(self, load_timeout_s: float | None) -> int:
+        """Start all replicas, wait until they can serve, and say how many examples there are."""
+
+    def listen(self, index: int, listener: Listener) -> None:
+        """Tell who listens of the replicas."""
+
+    def watch_health(self, period_s: float) -> None:
+        """Have each replica call its `health` hook every so often."""
+
+    async def close(self) -> None:
+        """Have every replica unload and end."""
+
+
+class RemoteLane:
+    """
+    Leads jobs to the replicas of one fleet.
+
+    Args:
+        spec: The model.
+        fleet: The replicas; the lane starts and closes them.
+        index: The number of this HTTP process.
+        on_change: Called when a replica is lost or comes back.
+        on_progress: Takes how far the load of a replica has come: number, fraction, note.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        fleet: RemoteFleet,
+        index: int,
+        on_change: Callable[[], None],
+        on_progress: Callable[[int, float, str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._spec = spec
+        self._fleet = fleet
+        self._board = fleet.board
+        self._row = fleet.board.clients[index]
+        self._index = index
+        self._on_change = on_change
+        self._on_progress = on_progress
+        self._on_warming: Callable[[], None] | None = None
+        self._clock = clock
+        limits = spec.limits
+        max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
+        self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
+        self._clients: dict[int, ReplicaClient] = {}
+        self._tickets: dict[Job, Ticket] = {}
+        # Those that no replica takes yet, in the order in which they came.
+        self._held: list[Ticket] = []
+        self._status = FleetStatus()
+        self._tasks = TaskSet()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def n_serving(self) -> int:
+        """How many replicas take work."""
+        return sum(client.is_open for client in self._clients.values())
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether requests may wait although no replica serves."""
+        # The end of a replica is seen here first, and by its supervisor a moment later.
+        return self._status.is_recovering or not self._status.serving <= self._clients.keys()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last replica was lost, for `/ready`; never an exception's text."""
+        return self._status.reason
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a request may be refused: at least a batch waits."""
+        return self._n_waiting() >= min(self._spec.batching.max_size, self._admission.capacity)
+
+    async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
+        """
+        Load and warm up all replicas at once.
+
+        Args:
+            on_warming: Called when a replica is loaded.
+            timeout_s: How long that may take, in seconds; `None` = no bound.
+
+        Returns:
+            With how many examples each was warmed up.
+
+        Raises:
+            Exception: What the first failing replica raised.
+            TimeoutError: If it took longer.
+        """
+        self._on_warming = on_warming
+        self._fleet.listen(self._index, self)
+        n_examples = await self._fleet.start(timeout_s)
+        await self._connected()
+        return n_examples
+
+    def watch_health(self, period_s: float) -> None:
+        """Have each replica call its `health` hook every so often."""
+        self._fleet.watch_health(period_s)
+
+    def require_room(self, *, budget_s: float, left_s: float, priority: int) -> None:
+        """
+        Refuse a request that there is no room or no time for, over all HTTP processes.
+
+        Args:
+            budget_s: The whole time of the request, in seconds.
+            left_s: What is left of it, in seconds.
+            priority: 0 is served first.
+
+        Raises:
+            QueueFullError: If no place is free.
+            OverloadedError: If its turn would come too late.
+        """
+        admission = self._admission
+        admission.learn(self._board.learned_cost(), max(1, self.n_serving))
+        n_waiting = self._n_waiting()
+        n_ahead = max(0, n_waiting - self._board.in_flight() + self._board.in_flight(priority))
+        refusal = admission.refuse(
+            n_waiting=n_waiting,
+            n_ahead=max(0, n_ahead - self._n_waiting_streams()),
+            budget_s=budget_s,
+            left_s=left_s,
+        )
+        if refusal is None:
+            return
+        self._row.refused += 1
+        # Not all at the same moment: who was refused together should not come back together.
+        retry_after_s = admission.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
+        if refusal is Refusal.FULL:
+            raise QueueFullError(self._spec.name, admission.capacity, retry_after_s)
+        raise OverloadedError(self._spec.name, admission.wait_s(n_ahead), retry_after_s)
+
+    def enter(self, job: Job, *, is_stream: bool) -> None:
+        """
+        Admit a job.
+
+        Raises:
+            QueueFullError: If no place is free.
+            OverloadedError: If its turn would come too late.
+        """
+        left_s = math.inf if is_stream else job.call.remaining_s
+        budget_s = math.inf if is_stream else job.timeout_s
+        self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
+        self._tickets[job] = Ticket(job)
+        self._row.requests += 1
+        self._row.in_flight[job.priority] += 1
+        self._row.streams += is_stream
+        self._idle.clear()
+
+    def predict(self, job: Job) -> None:
+        """Send a job that was admitted; its sink gets the answer."""
+        self.send_again(self._tickets[job])
+
+    def stream(self, job: Job, channel: Channel[Any]) -> None:
+        """Send a job that was admitted; the channel gets its chunks."""
+        ticket = self._tickets[job]
+        ticket.channel = channel
+        channel.on_taken = lambda: self._allow_more(ticket)
+        self.send_again(ticket)
+
+    def forget(self, job: Job) -> None:
+        """Take back a job that nobody waits for."""
+        if (ticket := self._tickets.get(job)) is not None:
+            if ticket.client is not None:
+                ticket.client.cancel(ticket)
+            elif ticket in self._held:
+                self._held.remove(ticket)
+
+    def leave(self, job: Job) -> None:
+        """Forget a job that has its answer, or whose caller has left."""
+        self.forget(job)
+        if (ticket := self._tickets.pop(job, None)) is not None:
+            self._row.in_flight[job.priority] -= 1
+            self._row.streams -= ticket.is_stream
+        if not self._tickets:
+            self._idle.set()
+
+    def stage_of(self, job: Job) -> str:
+        """Say where a job is."""
+        ticket = self._tickets.get(job)
+        if ticket is None or ticket.client is None:
+            return "queue"
+        return _STAGES[ticket.client.mark_of(ticket)]
+
+    async def wait_idle(self) -> None:
+        """Wait until nobody waits for anything that is here."""
+        await self._idle.wait()
+
+    def note_change(self) -> None:
+        """Look at the replicas: send what waits to those that serve, refuse what none will take."""
+        held, self._held = self._held, []
+        if self.n_serving == 0 and not self.is_recovering:
+            for ticket in held:
+                ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
+            return
+        for ticket in held:
+            self.send_again(ticket)
+
+    async def close(self) -> None:
+        """Wait for what runs, and end every replica."""
+        try:
+            await self._fleet.close()
+        finally:
+            await self._tasks.close()
+            for client in list(self._clients.values()):
+                client.close()
+            self._clients.clear()
+
+    def figures(self) -> Figures:
+        """Say what was done and is being done by this model's processes together."""
+        board = self._board
+        return Figures(
+            replicas=self.n_serving,
+            in_flight=board.in_flight(),
+            queued=self._n_waiting(),
+            running=int(sum(row.running for row in board.replicas)),
+            queue_capacity=self._admission.capacity,
+            requests=int(sum(row.requests for row in board.clients)),
+            refused=int(sum(row.refused for row in board.clients)),
+            batches=int(sum(row.batches for row in board.replicas)),
+            batched=int(sum(row.batched for row in board.replicas)),
+            splits=int(sum(row.splits for row in board.replicas)),
+            out_of_memory=int(sum(row.out_of_memory for row in board.replicas)),
+        )
+
+    def replica_up(self, number: int, sock: socket.socket) -> None:
+        """Connect to a replica that can serve."""
+        client = ReplicaClient(self, number, self._board, self._index, self._spec.name)
+        self._tasks.spawn(self._connect(client, sock))
+
+    def note_status(self, status: FleetStatus) -> None:
+        """Learn how the replicas are."""
+        self._status = status
+        self._on_change()
+
+    def note_progress(self, number: int, fraction: float, note: str) -> None:
+        """Learn how far a load has come."""
+        self._on_progress(number, fraction, note)
+
+    def note_warming(self) -> None:
+        """Learn that a replica was loaded."""
+        if self._on_warming is not None:
+            self._on_warming()
+
+    def note_state(self, client: ReplicaClient) -> None:
+        """Learn that a replica takes work, or does no longer."""
+        if not client.is_open:
+            for ticket in client.take_waiting():
+                self.send_again(ticket)
+        self._on_change()
+
+    def note_lost(self, client: ReplicaClient) -> None:
+        """Find another replica for what one had that has ended, or say what became of it."""
+        if self._clients.get(client.number) is client:
+            del self._clients[client.number]
+        for ticket, mark in client.take_all():
+            if mark is Mark.WAITING:
+                self.send_again(ticket)
+            elif (error := self._error_after_death(ticket, mark, client)) is not None:
+                ticket.job.fail(error)
+            else:
+                ticket.is_alone = mark.is_running
+                self.send_again(ticket)
+        self._on_change()
+
+    def send_again(self, ticket: Ticket) -> None:
+        """Send a request to the replica that has the least to do, once there is one."""
+        if ticket.job.abandoned:
+            return
+        client = self._choose(ticket)
+        if client is None:
+            self._held.append(ticket)
+        else:
+            client.submit(ticket)
+
+    def _choose(self, ticket: Ticket) -> ReplicaClient | None:
+        free = [client for client in self._clients.values() if client.takes_work]
+        if ticket.is_alone:
+            # What has ended a replica should not end another one that has more to lose.
+            fresh = [client for client in free if not client.tickets]
+            left_s = ticket.job.call.remaining_s
+            if fresh or (self.is_recovering and self._status.load_s < left_s / 2):
+                free = fresh
+        if len(free) <= 1:
+            return free[0] if free else None
+        return min(free, key=lambda client: self._board.load(client.number))
+
+    def _error_after_death(
+        self, ticket: Ticket, mark: Mark, client: ReplicaClient
+    ) -> MLServeError | None:
+        """Say why a request that was begun in a dead replica may not be run again, if so."""
+        if ticket.n_chunks or not self._spec.contract.handler_class.idempotent:
+            return ReplicaDiedError(self._spec.name)
+        if not (ticket.is_alone and mark.is_running):
+            return None
+        logger.error(
+            "request.poisonous",
+            extra={"model": self._spec.name, "request_id": ticket.job.call.request_id},
+        )
+        if client.was_hung:
+            return DeadlineExceededError(_STAGES[mark], ticket.job.timeout_s)
+        return ModelError()
+
+    def _allow_more(self, ticket: Ticket) -> None:
+        if ticket.client is not None:
+            ticket.client.allow_more(ticket)
+
+    async def _connect(self, client: ReplicaClient, sock: socket.socket) -> None:
+        await client.connect(sock)
+        self._clients[client.number] = client
+        self._on_change()
+
+    async def _connected(self) -> None:
+        """Wait until all connections are made."""
+        await self._tasks.wait()
+
+    def _n_waiting(self) -> int:
+        active = sum(row.active for row in self._board.replicas)
+        return max(0, self._board.in_flight() - int(active))
+
+    def _n_waiting_streams(self) -> int:
+        streams = sum(row.streams for row in self._board.clients)
+        return max(0, int(streams - sum(row.streams for row in self._board.replicas)))
+
+    def __repr__(self) -> str:
+        return f"<RemoteLane {len(self._tickets)} requests, {self.n_serving} replicas serve>"

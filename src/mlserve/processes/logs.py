@@ -1,0 +1,76 @@
+"""Bringing the log of a replica's process to its supervisor, whose handlers then write it."""
+
+import copy
+import logging
+from typing import Any
+
+from mlserve.execution.worker import Mailbox
+from mlserve.processes import messages
+from mlserve.processes.frames import pack
+from mlserve.processes.wire import Link
+
+__all__ = ["LinkHandler", "log_levels", "write_record"]
+
+_formatter = logging.Formatter()
+
+
+class LinkHandler(logging.Handler):
+    """
+    Sends records to the supervisor. Any thread.
+
+    Args:
+        link: The way to the supervisor.
+        mailbox: The way to the event loop, where the link lives.
+    """
+
+    def __init__(self, link: Link, mailbox: Mailbox) -> None:
+        super().__init__()
+        self._link = link
+        self._mailbox = mailbox
+
+    def install(self, levels: dict[str, int]) -> None:
+        """Take every record of this process from the given levels upwards."""
+        logging.getLogger().handlers[:] = [self]
+        for name, level in levels.items():
+            logging.getLogger(name or None).setLevel(level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, as text where it would not survive the way."""
+        try:
+            packed = pack(_facts_of(record))
+        except Exception:  # noqa: BLE001 - what stands in a record may be anything
+            plain = logging.makeLogRecord({})
+            plain.name, plain.levelno, plain.levelname = (
+                record.name,
+                record.levelno,
+                record.levelname,
+            )
+            plain.msg = record.getMessage()
+            packed = pack(vars(plain))
+        self._mailbox.post(self._link.send, (messages.LOG, packed))
+
+
+def log_levels() -> dict[str, int]:
+    """Give the level of every logger of this process that has one, by name; `""` is the root."""
+    levels = {"": logging.getLogger().level}
+    for name, logger in list(logging.getLogger().manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and logger.level:
+            levels[name] = logger.level
+    return levels
+
+
+def write_record(facts: dict[str, Any]) -> None:
+    """Give a record that a replica has sent to the handlers of this process."""
+    record = logging.makeLogRecord(facts)
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+def _facts_of(record: logging.LogRecord) -> dict[str, Any]:
+    prepared = copy.copy(record)
+    prepared.msg, prepared.args = record.getMessage(), None
+    if record.exc_info:
+        prepared.exc_text = record.exc_text or _formatter.formatException(record.exc_info)
+        prepared.exc_info = None
+    return vars(prepared)

@@ -1,0 +1,162 @@
+"""
+A replica's process, as its supervisor sees it: started, told, and known to be dead at once.
+
+A thread waits for each process in the operating system, so that its end is seen within
+milliseconds and no zombie is left. Everything else lives on the supervisor's event loop.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from mlserve.observability.loggers import get_logger
+from mlserve.processes.board import Board
+from mlserve.processes.boot import Boot, boot_bytes
+from mlserve.processes.wire import Link, connect, send_socket
+
+__all__ = ["ChildProcess"]
+
+logger = get_logger(__name__)
+
+_STOPPED_S = 0.5
+
+
+class ChildProcess:
+    """
+    One process, from its start to its end.
+
+    Args:
+        on_messages: Takes what it says.
+    """
+
+    def __init__(self, on_messages: Callable[[list[tuple[Any, ...]]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(on_messages, _nothing)
+        self._door, self._their_door = socket.socketpair()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._continued: asyncio.TimerHandle | None = None
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        """Its exit code, once it has ended; negative = the signal that ended it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and not self.exited.done()
+
+    async def start(self, boot: Boot, board: Board, environment: Mapping[str, str]) -> None:
+        """
+        Start it; it then loads, and says how that went.
+
+        Raises:
+            OSError: If the system gives no further process or descriptor.
+        """
+        ours, theirs = socket.socketpair()
+        fds = (theirs.fileno(), self._their_door.fileno(), board.fd)
+        with theirs, self._their_door:
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; our own program
+                [sys.executable, "-m", "mlserve.processes.replica", str(os.getpid())]
+                + [str(fd) for fd in fds],
+                pass_fds=fds,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl+C and Ctrl+Z in a terminal mean the server
+            )
+        self._process = process
+        threading.Thread(
+            target=self._wait, args=(process,), name=f"mlserve-wait-{process.pid}", daemon=True
+        ).start()
+        ours.setblocking(False)
+        with suppress(ConnectionError):  # it has ended already, which the thread tells
+            await self._loop.sock_sendall(ours, boot_bytes(boot))
+        await connect(ours, self._link)
+
+    def send(self, *message: Any) -> None:
+        """Tell it something."""
+        self._link.send(message)
+
+    def introduce(self, index: int) -> socket.socket:
+        """
+        Connect it with an HTTP process.
+
+        Returns:
+            The end of the connection that is for the HTTP process.
+
+        Raises:
+            OSError: If it has ended, or there is no further descriptor.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                send_socket(self._door, index, theirs)
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        if self.is_alive and self._process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill it if it has not ended, and wait until it has."""
+        self.kill()
+        if self._process is not None:
+            await asyncio.shield(self.exited)
+        self._link.close()
+        self._door.close()
+        self._their_door.close()
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> None:
+        """Follow the process in the system; the body of its own thread."""
+        while True:
+            try:
+                _, status = os.waitpid(process.pid, os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:  # somebody else has waited for it
+                status = 0
+            if os.WIFSTOPPED(status):
+                self._post(self._note_stopped)
+            elif os.WIFCONTINUED(status):
+                self._post(self._note_continued)
+            else:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self._post(self._note_exited, process.returncode)
+                return
+
+    def _post(self, function: Callable[..., None], *args: Any) -> None:
+        with suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _note_stopped(self) -> None:
+        logger.error("replica.process.stopped", extra={"pid": self.pid})
+        self._continued = self._loop.call_later(_STOPPED_S, self.kill)
+
+    def _note_continued(self) -> None:
+        if self._continued is not None:
+            self._continued.cancel()
+
+    def _note_exited(self, code: int) -> None:
+        self._note_continued()
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+    def __repr__(self) -> str:
+        state = "alive" if self.is_alive else "ended"
+        return f"<ChildProcess {self.pid} {state}>"
+
+
+def _nothing() -> None:
+    """Its link is lost when it ends, which is seen by its exit."""

@@ -1,0 +1,292 @@
+"""
+The main program of a replica's process; `process` starts it.
+
+It is given the number of its supervisor's process and three descriptors: the socket of the
+supervisor, the one by which further sockets are passed in, and the memory of the board. It loads
+its handler, says that it is ready, serves whoever it is given a socket of, and ends when it is told
+to, or with its supervisor.
+"""
+
+import asyncio
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from typing import Any
+
+from mlserve.contract import read_contract
+from mlserve.execution.pool import ReplicaPool
+from mlserve.execution.thread import OnReport
+from mlserve.execution.worker import Mailbox, TaskSet
+from mlserve.handler import Context
+from mlserve.lane import Lane
+from mlserve.observability.loggers import get_logger
+from mlserve.processes import messages
+from mlserve.processes.board import Board, Cause
+from mlserve.processes.boot import Boot, read_boot
+from mlserve.processes.frames import pack
+from mlserve.processes.host import Host
+from mlserve.processes.logs import LinkHandler
+from mlserve.processes.memory import resident_bytes
+from mlserve.processes.watched import Watch, WatchedPipeline, WatchedReplica
+from mlserve.processes.wire import Link, connect, recv_socket
+from mlserve.settings import Limits, Replicas
+from mlserve.spec import Factory, ModelSpec
+
+__all__ = ["main"]
+
+logger = get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_BEAT_S = 0.25
+_LAST_WORDS_S = 1.0
+_DEVICE_BROKEN = 70
+
+
+class ReplicaProcess:
+    """
+    This process: one replica, from its load to its end.
+
+    Args:
+        boot: What it is to be.
+        board: Where its figures stand.
+        control: The supervisor's socket.
+        door: The socket by which those of HTTP processes are passed in.
+    """
+
+    def __init__(
+        self, boot: Boot, board: Board, control: socket.socket, door: socket.socket
+    ) -> None:
+        self._boot = boot
+        self._board = board
+        self._row = board.replicas[boot.replica]
+        self._control_socket = control
+        self._door = door
+        self._control = Link(self._obey, _end_at_once)
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._watch = Watch(self._row, boot.hard_timeout_s, time.monotonic, self._end_in_hook)
+        self._tasks = TaskSet()
+        self._ended = asyncio.Event()
+        self._is_retiring = False
+        self._is_broken = False
+        self._replica: WatchedReplica | None = None
+        self._host: Host | None = None
+
+    async def run(self) -> None:
+        """Load, serve, unload."""
+        await connect(self._control_socket, self._control)
+        LinkHandler(self._control, self._mailbox).install(self._boot.log_levels)
+        self._row.clear()
+        self._row.cause = Cause.NONE
+        self._tasks.spawn(self._keep_beating())
+        try:
+            await self._load_and_serve()
+        except Exception as exc:  # noqa: BLE001 - what loading raised is for the supervisor
+            self._control.send((messages.FAILED, *_failure(exc)))
+        await self._close()
+
+    async def _load_and_serve(self) -> None:
+        boot = self._boot
+        factory = boot.make_factory()
+        lane, has_costs = self._open_lane(factory)
+        self._host = host = Host(lane, self._board, boot.replica, has_costs=has_costs)
+        n_examples = await lane.start(lambda: self._control.send((messages.WARMING,)), None)
+        gc.collect()
+        gc.freeze()
+        self._door.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._door, self._let_in, host)
+        self._control.send((messages.READY, n_examples))
+        await self._ended.wait()
+        asyncio.get_running_loop().remove_reader(self._door)
+
+    def _open_lane(self, factory: Factory) -> tuple[Lane, bool]:
+        boot, handler = self._boot, factory()
+        contract = read_contract(type(handler))
+        pipeline = WatchedPipeline(contract, boot.name, self._watch, time.monotonic)
+        context = Context(
+            name=boot.name,
+            version=boot.version,
+            device=boot.device,
+            replica=boot.replica,
+            threads=boot.threads,
+            report=self._report_progress,
+        )
+
+        def make(_: int, on_report: OnReport) -> WatchedReplica:
+            replica = WatchedReplica(handler, pipeline, context, self._mailbox, on_report)
+            replica.watch = self._watch
+            replica.is_held_up = self._is_held_up
+            replica.on_change = self._note
+            return replica
+
+        options = Replicas(max_streams=boot.replicas.max_streams, restart=boot.replicas.restart)
+        pool = ReplicaPool(make, options, boot.batching, self._note_change)
+        spec = ModelSpec(
+            name=boot.name,
+            version=boot.version,
+            contract=contract,
+            factory=factory,
+            example=handler,
+            batching=boot.batching,
+            replicas=options,
+            limits=Limits(),
+        )
+        lane = Lane(spec, pool, time.monotonic)
+        lane.queue.capacity = sys.maxsize  # who sends has looked for room
+        return lane, contract.hooks["cost"].overridden
+
+    def _obey(self, received: list[tuple[Any, ...]]) -> None:
+        for message in received:
+            if message[0] == messages.STOP:
+                self._ended.set()
+            elif message[0] == messages.RETIRE:
+                self._retire(message[1])
+            elif message[0] == messages.WATCH_HEALTH and self._host is not None:
+                self._tasks.spawn(self._keep_healthy(self._host.lane, message[1]))
+
+    def _let_in(self, host: Host) -> None:
+        """Take the sockets of HTTP processes that are passed in."""
+        with suppress(BlockingIOError):
+            while (passed := recv_socket(self._door)) is not None:
+                index, sock = passed
+                self._tasks.spawn(host.connect(index, sock))
+
+    def _is_held_up(self) -> bool:
+        return self._host is not None and self._host.is_congested
+
+    def _note(self) -> None:
+        if self._host is not None:
+            self._host.note()
+        limit = self._boot.replicas.memory_limit_bytes
+        if limit is not None and not self._is_retiring and resident_bytes() > limit:
+            self._retire("memory")
+
+    def _note_change(self) -> None:
+        host = self._host
+        if host is None:
+            return
+        pool = host.lane.pool
+        if pool.is_broken is not self._is_broken:
+            self._is_broken = pool.is_broken
+            kind = messages.BROKEN if pool.is_broken else messages.MENDED
+            self._control.send((kind,))
+            host.tell_all(kind)
+        host.lane.batcher.wake()
+
+    def _retire(self, reason: str) -> None:
+        """Begin nothing any more, finish what runs, and end."""
+        if self._is_retiring or self._host is None:
+            return
+        self._is_retiring = True
+        self._control.send((messages.RETIRING, reason))
+        self._host.tell_all(messages.RETIRING)
+        self._host.lane.pool.pause()
+        self._tasks.spawn(self._end_when_idle(self._host.lane))
+
+    async def _end_when_idle(self, lane: Lane) -> None:
+        await lane.pool.wait_idle()
+        self._ended.set()
+
+    async def _keep_beating(self) -> None:
+        while True:
+            self._row.beat += 1
+            await asyncio.sleep(_BEAT_S)
+
+    async def _keep_healthy(self, lane: Lane, period_s: float) -> None:
+        while lane.pool.has_health:
+            await asyncio.sleep(period_s)
+            try:
+                await lane.pool.check_health()
+            except Exception:
+                logger.exception("replica.health.failed", extra={"model": self._boot.name})
+                self._retire("health")
+                return
+
+    def _report_progress(self, fraction: float, note: str) -> None:
+        self._mailbox.post(self._control.send, (messages.PROGRESS, fraction, note))
+
+    def _end_in_hook(self, error: BaseException) -> None:
+        """End this process from a hook's thread: its device can only be used by a new one."""
+        logger.critical("replica.device.broken", exc_info=error, extra={"model": self._boot.name})
+
+        def end() -> None:
+            self._control.flush()
+            os._exit(_DEVICE_BROKEN)
+
+        self._mailbox.post(end)
+        threading.Event().wait(_LAST_WORDS_S)
+        os._exit(_DEVICE_BROKEN)
+
+    async def _close(self) -> None:
+        if self._host is not None:
+            await self._host.lane.close()
+            await self._host.close(_LAST_WORDS_S)
+        await self._tasks.close()
+        await self._control.drain_and_close(_LAST_WORDS_S)
+
+
+def _failure(error: Exception) -> tuple[Any, str]:
+    """Give an exception as it can be sent, and its traceback."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        packed = pack(error)
+        packed.unpack()  # one with a constructor of its own may not come back
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, its text is enough
+        packed = pack(RuntimeError(f"{type(error).__name__}: {error}"))
+    return packed, text
+
+
+def _end_at_once() -> None:
+    """End with the supervisor: nobody would."""
+    os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Have the system end this process with its parent, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        _end_at_once()
+
+
+def main(arguments: list[str]) -> None:
+    """Be a replica until told otherwise."""
+    parent, control_fd, door_fd, board_fd = map(int, arguments)
+    _end_with(parent)
+    faulthandler.enable()
+    # They mean the supervisor, who finishes what is in flight first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    control, door = socket.socket(fileno=control_fd), socket.socket(fileno=door_fd)
+    for sock in (control, door):
+        sock.set_inheritable(False)
+    boot = read_boot(control)
+    gc.set_threshold(*boot.gc_threshold)
+    board = Board(board_fd, boot.n_replicas, boot.n_clients)
+    board.close()
+
+    async def run() -> None:
+        await ReplicaProcess(boot, board, control, door).run()
+
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(run())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Give uvloop's event loop where it is installed, as an HTTP server would."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,237 @@
+"""
+Running hooks under the eyes of the other processes: what runs is on the board before it runs.
+
+So whoever outlives this process knows for which requests a hook was at work, and how long it may
+be.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from mlserve.batching.report import BatchReport
+from mlserve.contract import Contract
+from mlserve.execution.pipeline import Outcome, Pipeline
+from mlserve.execution.recovery import is_device_broken
+from mlserve.execution.stages import Stage
+from mlserve.execution.thread import ThreadReplica
+from mlserve.handler import Call
+from mlserve.job import Job
+from mlserve.processes.board import Mark, ReplicaRow
+from mlserve.streaming import Channel
+
+__all__ = ["HostedJob", "Watch", "WatchedPipeline", "WatchedReplica"]
+
+_SLACK_S = 1.0
+
+
+class Owner(Protocol):
+    """The HTTP process of a request, as its replica sees it."""
+
+    def answer(self, job: "HostedJob", value: Any, error: BaseException | None) -> None:
+        """Send the answer of a unary request."""
+
+    def mark(self, job: "HostedJob", mark: Mark) -> None:
+        """Say on the board where a request is. Any thread."""
+
+
+class HostedJob(Job):
+    """
+    A request of an HTTP process.
+
+    Args:
+        owner: That process.
+        number: The request's number there.
+        slot: Which of that process's marks is its own; negative = none.
+        call: What the hooks may know of it.
+        is_stream: Whether it is answered with chunks.
+        is_alone: Whether nothing may run beside it.
+        timeout_s: Its whole budget in seconds.
+        priority: 0 is served first.
+    """
+
+    __slots__ = ("is_alone", "is_stream", "number", "owner", "slot")
+
+    def __init__(
+        self,
+        owner: Owner,
+        number: int,
+        slot: int,
+        call: Call,
+        *,
+        is_stream: bool,
+        is_alone: bool,
+        timeout_s: float,
+        priority: int,
+    ) -> None:
+        super().__init__(None, call, timeout_s=timeout_s, priority=priority)
+        self.owner = owner
+        self.number = number
+        self.slot = slot
+        self.is_stream = is_stream
+        self.is_alone = is_alone
+
+    def mark(self, mark: Mark) -> None:
+        """Say on the board where it is. Any thread."""
+        self.owner.mark(self, mark)
+
+    def result(self, value: Any) -> None:
+        """Hand over the response; a stream's goes to its channel."""
+        if self.is_stream:
+            super().result(value)
+        else:
+            self.owner.answer(self, value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """Hand over the error; a stream's goes to its channel."""
+        if self.is_stream:
+            super().fail(error)
+        else:
+            self.owner.answer(self, None, error)
+
+
+class Watch:
+    """
+    Keeps on the board until when the hooks that run should have returned.
+
+    Args:
+        row: The replica's row of the board.
+        hard_timeout_s: How long one call may take; `None` = a second longer than its requests
+            have time.
+        clock: Gives monotonic seconds, the same for all processes.
+        on_device_broken: Called in the hook's thread when the device can no longer be used.
+    """
+
+    def __init__(
+        self,
+        row: ReplicaRow,
+        hard_timeout_s: float | None,
+        clock: Callable[[], float],
+        on_device_broken: Callable[[BaseException], None],
+    ) -> None:
+        self.on_device_broken = on_device_broken
+        self._row = row
+        self._hard_timeout_s = hard_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._units: dict[object, float] = {}
+
+    @contextmanager
+    def running(self, jobs: list[HostedJob], mark: Mark) -> Iterator[None]:
+        """Watch one call of a hook for these requests."""
+        for job in jobs:
+            job.mark(mark)
+        unit = object()
+        self.begin(unit, jobs, self._hard_timeout_s)
+        try:
+            yield
+        finally:
+            self.end(unit)
+
+    def begin(self, unit: object, jobs: list[HostedJob], timeout_s: float | None = None) -> None:
+        """Note that a call for these requests begins; without a timeout, their deadlines count."""
+        if timeout_s is not None:
+            kill_at = self._clock() + timeout_s
+        else:
+            kill_at = max((job.deadline for job in jobs), default=0.0) + _SLACK_S
+        with self._lock:
+            self._units[unit] = kill_at
+            self._row.kill_at = min(self._units.values())
+
+    def end(self, unit: object) -> None:
+        """Note that it has returned."""
+        with self._lock:
+            del self._units[unit]
+            self._row.kill_at = min(self._units.values(), default=0.0)
+
+
+class WatchedPipeline(Pipeline):
+    """
+    Marks each request before a hook is called for it.
+
+    Args:
+        contract: The handler class.
+        name: The model's name.
+        watch: Keeps the times.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self, contract: Contract, name: str, watch: Watch, clock: Callable[[], float]
+    ) -> None:
+        super().__init__(contract, name, clock)
+        self._watch = watch
+
+    def prepare(self, job: Job) -> Stage[None]:
+        """As in any pipeline."""
+        if not isinstance(job, HostedJob):  # warm-up
+            yield from super().prepare(job)
+            return
+        with self._watch.running([job], Mark.PREPROCESS):
+            yield from super().prepare(job)
+        job.mark(Mark.WAITING)
+
+    def infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
+        """As in any pipeline; the requests stay marked until they are answered."""
+        hosted = [job for job in jobs if isinstance(job, HostedJob)]
+        if not hosted:
+            return (yield from super().infer(jobs, report))
+        with self._watch.running(hosted, Mark.INFER):
+            return (yield from super().infer(jobs, report))
+
+    def finish(self, job: Job, output: Any) -> Stage[Any]:
+        """As in any pipeline."""
+        if not isinstance(job, HostedJob) or not self.contract.hooks["postprocess"].overridden:
+            return (yield from super().finish(job, output))
+        with self._watch.running([job], Mark.POSTPROCESS):
+            return (yield from super().finish(job, output))
+
+    def note_error(self, error: BaseException) -> None:
+        """End this process if the device cannot be used any more: only a new one helps."""
+        if is_device_broken(error):
+            self._watch.on_device_broken(error)
+
+
+class WatchedReplica(ThreadReplica):
+    """
+    A replica in threads whose streams are marked, too.
+
+    Attributes:
+        watch: Keeps the times.
+        is_held_up: Whether no batch may begin now.
+        on_change: Called when a batch or stream has begun, or a batch has ended.
+        All are set before the first request.
+    """
+
+    watch: Watch
+    is_held_up: Callable[[], bool]
+    on_change: Callable[[], None]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether no batch can begin: one runs, or the answers of the last ones are not taken."""
+        return self.n_in_batch > 0 or self.is_held_up()
+
+    def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
+        """Run a batch, as in any thread replica."""
+
+        def ended(report: BatchReport) -> None:
+            done(report)
+            self.on_change()
+
+        super().run(batch, ended)
+        self.on_change()
+
+    def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
+        """Run a stream into a channel; `done` is called when its generator has been closed."""
+        hosted: HostedJob = job  # type: ignore[assignment]  # as every request here
+        hosted.mark(Mark.STREAM)
+        self.watch.begin(job, [hosted])
+
+        def ended() -> None:
+            self.watch.end(job)
+            done()
+
+        super().open_stream(job, channel, ended)
+        self.on_change()
