@@ -56,14 +56,15 @@ class Engine:
         self.lifecycle = Lifecycle()
         is_remote = spec.replicas.placement == "process"
         kind = ProcessPlacement if is_remote else ThreadPlacement
-        self._placement = kind(spec, self._note_change, clock)
+        self.placement = kind(spec, self._note_change, clock)
+        """Where the replicas come from."""
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._draining_since = -math.inf
         self._load_timeout_s: float | None = None
         self._health_period_s = math.inf
-        self._lane = self._placement.open_lane()
+        self._lane = self.placement.open_lane()
         # Lanes that are still to be unloaded: the present one, and those that a reload retired.
         self._lanes: list[Lane | RemoteLane] = []
         self._retiring = TaskSet()
@@ -71,7 +72,7 @@ class Engine:
     @property
     def progress(self) -> dict[int, tuple[float, str]]:
         """How far each replica has come in `load`: fraction and note."""
-        return self._placement.progress
+        return self.placement.progress
 
     async def start(self, *, load_timeout_s: float | None, health_period_s: float) -> None:
         """
@@ -84,14 +85,14 @@ class Engine:
         self.lifecycle.move(ModelState.LOADING)
         started = self.clock()
         # What belongs to an event loop is made here: an engine may be started again on another.
-        self._placement.attach()
+        self.placement.attach()
         self._idle = asyncio.Event()
         self._idle.set()
         self._reloading = asyncio.Lock()
         self._jobs.clear()
         self._load_timeout_s = load_timeout_s
         self._health_period_s = health_period_s
-        self._lane = self._placement.open_lane()
+        self._lane = self.placement.open_lane()
         self._lanes = [self._lane]
         try:
             n_examples = await self._lane.start(self._note_warming, load_timeout_s)
@@ -166,7 +167,7 @@ class Engine:
             )
         async with self._reloading:
             self._require_reloadable()
-            old, new = self._lane, self._placement.open_lane(factory)
+            old, new = self._lane, self.placement.open_lane(factory)
             self._lanes.append(new)
             try:
                 await new.start(_nothing, self._load_timeout_s)
@@ -265,7 +266,7 @@ class Engine:
             CapacityError: If the model does not serve, or has no room or not enough time for it.
         """
         # Under heavy load a turn of the loop is long, and the model would stand idle that long.
-        self._placement.catch_up()
+        self.placement.catch_up()
         self._require_ready()
         self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
 

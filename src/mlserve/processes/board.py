@@ -216,6 +216,16 @@ class Board:
         each = row.cost / held if held else 1.0
         return row.cost + max(0.0, on_the_way) * each
 
+    def n_waiting(self) -> int:
+        """Count the requests that no hook was begun for, or between two of them."""
+        active = sum(row.active for row in self.replicas)
+        return max(0, self.in_flight() - int(active))
+
+    def n_waiting_streams(self) -> int:
+        """Count the streams among them."""
+        streams = sum(row.streams for row in self.clients)
+        return max(0, int(streams - sum(row.streams for row in self.replicas)))
+
     def learned_cost(self) -> SharedCost:
         """Give what the replica that has run most batches has learned of their cost."""
         return SharedCost(max(self.replicas, key=lambda row: row.observed))

@@ -22,9 +22,11 @@ from mlserve.processes.board import Board
 from mlserve.processes.boot import Boot, main_module
 from mlserve.processes.environment import replica_environment, threads_for
 from mlserve.processes.keeper import Keeper, ReplicaState
+from mlserve.processes.load import Load
 from mlserve.processes.logs import log_levels
 from mlserve.processes.pickling import dumps_factory
 from mlserve.processes.process import ChildProcess
+from mlserve.processes.scaling import LONG_WAIT_S, Scaling
 from mlserve.spec import Factory, ModelSpec
 
 __all__ = ["Fleet", "FleetStatus", "Listener"]
@@ -32,6 +34,7 @@ __all__ = ["Fleet", "FleetStatus", "Listener"]
 logger = get_logger(__name__)
 
 _WATCH_S = 0.1
+_SCALE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Fleet:
         spec: The model.
         factory: Makes its handlers; `None` = as it was added.
         n_clients: How many HTTP processes there are.
+        scaling: Says how many replicas there should be, if that is to change.
         clock: Gives monotonic seconds.
 
     Raises:
@@ -84,6 +88,7 @@ class Fleet:
         factory: Factory | None = None,
         *,
         n_clients: int = 1,
+        scaling: Scaling | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = Board.create(spec.replicas.max_count, n_clients)
@@ -95,6 +100,8 @@ class Fleet:
         self._listeners: dict[int, Listener] = {}
         self._keepers: dict[int, Keeper] = {}
         self._tasks = TaskSet()
+        options = spec.replicas
+        self._scaling = scaling or Scaling(options.min_count, options.max_count)
         self._load_timeout_s: float | None = None
         self._health_period_s: float | None = None
 
@@ -188,6 +195,8 @@ class Fleet:
             for index in self._listeners:
                 self._introduce(keeper, index)
             self._ask_for_health(keeper)
+        elif keeper.state is ReplicaState.ENDED:
+            self._keepers.pop(keeper.number, None)
         keepers = self._keepers.values()
         coming = (ReplicaState.LOADING, ReplicaState.WAITING, ReplicaState.RETIRING)
         self.status = FleetStatus(
@@ -209,11 +218,12 @@ class Fleet:
         for listener in self._listeners.values():
             listener.note_warming()
 
-    def _add(self, number: int) -> None:
+    def _add(self, number: int) -> Keeper:
         spec = self._spec
         keeper = Keeper(number, self, self.board, spec.replicas.restart, spec.name, self._clock)
         self._keepers[number] = keeper
         self._tasks.spawn(keeper.keep(lambda: self._load_timeout_s))
+        return keeper
 
     def _introduce(self, keeper: Keeper, index: int) -> None:
         if keeper.process is None:
@@ -230,11 +240,43 @@ class Fleet:
             keeper.process.send(messages.WATCH_HEALTH, self._health_period_s)
 
     async def _keep_watch(self) -> None:
+        load = Load(self.board, self._spec.batching.max_size)
+        scaled_at = self._clock()
         while True:
             await asyncio.sleep(_WATCH_S)
             now = self._clock()
             for keeper in list(self._keepers.values()):
                 keeper.watch(now)
+            load.sample(self.status.serving)
+            if now - scaled_at >= _SCALE_S:
+                scaled_at = now
+                self._scale(now, load)
+
+    def _scale(self, now: float, load: Load) -> None:
+        """Begin or retire a replica if the load asks for it."""
+        options, wait_s, batch_s = self._spec.replicas, load.wait_s(), load.batch_s()
+        busy_share = load.take_busy_share()
+        if options.min_count == options.max_count or not self.status.serving:
+            return
+        self._scaling.long_wait_s = max(LONG_WAIT_S, 2 * batch_s)
+        before, n_serving = len(self._keepers), len(self.status.serving)
+        wanted = self._scaling.decide(
+            now,
+            n_replicas=before,
+            wait_s=wait_s,
+            busy_share=busy_share,
+            n_loading=before - n_serving,
+        )
+        if wanted == before:
+            return
+        about = {"model": self._spec.name, "replicas": wanted, "wait_s": round(wait_s, 3)}
+        if wanted > before:
+            free = set(range(options.max_count)) - self._keepers.keys()
+            self._add(min(free)).first_load.set_result(0)  # nobody waits for it
+            logger.info("model.replicas.grown", extra=about)
+        elif n_serving == before:  # else one is on its way, in or out
+            self._keepers[max(self._keepers)].retire("fewer are needed")
+            logger.info("model.replicas.shrunk", extra=about)
 
     def __repr__(self) -> str:
         states = ", ".join(keeper.state.value for keeper in self._keepers.values())

@@ -126,7 +126,9 @@ class RemoteLane:
     @property
     def is_crowded(self) -> bool:
         """Whether a request may be refused: at least a batch waits."""
-        return self._n_waiting() >= min(self._spec.batching.max_size, self._admission.capacity)
+        return self._board.n_waiting() >= min(
+            self._spec.batching.max_size, self._admission.capacity
+        )
 
     async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
         """
@@ -168,11 +170,11 @@ class RemoteLane:
         """
         admission = self._admission
         admission.learn(self._board.learned_cost(), max(1, self.n_serving))
-        n_waiting = self._n_waiting()
+        n_waiting = self._board.n_waiting()
         n_ahead = max(0, n_waiting - self._board.in_flight() + self._board.in_flight(priority))
         refusal = admission.refuse(
             n_waiting=n_waiting,
-            n_ahead=max(0, n_ahead - self._n_waiting_streams()),
+            n_ahead=max(0, n_ahead - self._board.n_waiting_streams()),
             budget_s=budget_s,
             left_s=left_s,
         )
@@ -267,7 +269,7 @@ class RemoteLane:
         return Figures(
             replicas=self.n_serving,
             in_flight=board.in_flight(),
-            queued=self._n_waiting(),
+            queued=self._board.n_waiting(),
             running=int(sum(row.running for row in board.replicas)),
             queue_capacity=self._admission.capacity,
             requests=int(sum(row.requests for row in board.clients)),
@@ -368,14 +370,6 @@ class RemoteLane:
     async def _connected(self) -> None:
         """Wait until all connections are made."""
         await self._tasks.wait()
-
-    def _n_waiting(self) -> int:
-        active = sum(row.active for row in self._board.replicas)
-        return max(0, self._board.in_flight() - int(active))
-
-    def _n_waiting_streams(self) -> int:
-        streams = sum(row.streams for row in self._board.clients)
-        return max(0, int(streams - sum(row.streams for row in self._board.replicas)))
 
     def __repr__(self) -> str:
         return f"<RemoteLane {len(self._tickets)} requests, {self.n_serving} replicas serve>"

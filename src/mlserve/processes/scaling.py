@@ -44,7 +44,8 @@ class Scaling:
         """What was decided last."""
         self._min_count = min_count
         self._max_count = max_count
-        self._long_wait_s = long_wait_s
+        self.long_wait_s = long_wait_s
+        """Which wait is too long, in seconds."""
         self._grow_after_s = grow_after_s
         self._shrink_after_s = shrink_after_s
         self._crowded_since: float | None = None
@@ -69,7 +70,7 @@ class Scaling:
         """
         n_serving = n_replicas - n_loading
         load = busy_share * n_serving
-        is_crowded = wait_s > self._long_wait_s
+        is_crowded = wait_s > self.long_wait_s
         is_roomy = not is_crowded and load <= _ROOM * self._bearable(self.n_wanted - 1)
         is_complete = n_serving >= self.n_wanted
         self._crowded_since = _since(self._crowded_since, now, holds=is_crowded and is_complete)
