@@ -117,19 +117,21 @@ class ClientRow(_Row):
     """How many found no room."""
     streams = _Field(12)
     """How many of those that it has not answered are streams."""
+    in_flight = _Field(13)
+    """How many requests it has not answered."""
 
     def __init__(self, cells: "memoryview[float]", n_replicas: int) -> None:
         super().__init__(cells)
         start = _N_CLIENT_FIELDS
-        self.in_flight = cells[2 : 2 + _N_PRIORITIES]
-        """How many requests it has not answered, by priority."""
+        self.by_priority = cells[2 : 2 + _N_PRIORITIES]
+        """How many requests it has not answered, of each priority."""
         self.sent = cells[start : start + n_replicas]
         """How many of them it has sent to each replica."""
 
     def clear(self) -> None:
         """Forget the moment of a process that died; its counts stay."""
-        self.streams = 0.0
-        for cells in (self.in_flight, self.sent):
+        self.streams = self.in_flight = 0.0
+        for cells in (self.by_priority, self.sent):
             for index in range(len(cells)):
                 cells[index] = 0.0
 
@@ -216,23 +218,36 @@ class Board:
         each = row.cost / held if held else 1.0
         return row.cost + max(0.0, on_the_way) * each
 
+    def in_flight(self) -> int:
+        """Count the unanswered requests of all HTTP processes."""
+        n = 0.0
+        for row in self.clients:
+            n += row.in_flight
+        return int(n)
+
     def n_waiting(self) -> int:
-        """Count the requests that no hook was begun for, or between two of them."""
-        active = sum(row.active for row in self.replicas)
-        return max(0, self.in_flight() - int(active))
+        """Count the requests that no hook was begun for, or that are between two of them."""
+        n = self.in_flight()
+        for row in self.replicas:
+            n -= int(row.active)
+        return max(n, 0)
+
+    def n_less_urgent(self, priority: int) -> int:
+        """Count the unanswered requests that any one of a priority goes before."""
+        return int(sum(sum(row.by_priority[priority + 1 :]) for row in self.clients))
 
     def n_waiting_streams(self) -> int:
         """Count the streams among them."""
         streams = sum(row.streams for row in self.clients)
         return max(0, int(streams - sum(row.streams for row in self.replicas)))
 
-    def learned_cost(self) -> SharedCost:
-        """Give what the replica that has run most batches has learned of their cost."""
-        return SharedCost(max(self.replicas, key=lambda row: row.observed))
+    def n_observed(self) -> int:
+        """Say from how many batches the replica has learned that has run the most."""
+        return int(max(row.observed for row in self.replicas))
 
-    def in_flight(self, up_to: int = _N_PRIORITIES - 1) -> int:
-        """Count the unanswered requests of all HTTP processes, from priority 0 to `up_to`."""
-        return int(sum(sum(client.in_flight[: up_to + 1]) for client in self.clients))
+    def learned_cost(self) -> SharedCost:
+        """Give what that replica has learned of their cost."""
+        return SharedCost(max(self.replicas, key=lambda row: row.observed))
 
     def close(self) -> None:
         """Let go of the memory's descriptor; views of the memory stay usable."""

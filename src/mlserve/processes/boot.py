@@ -58,7 +58,7 @@ class Boot:
 def main_module(factory: bytes) -> dict[str, Any]:
     """Say how a process finds the modules that this one finds, and its main one if it needs it."""
     main: dict[str, Any] = spawn.get_preparation_data("mlserve-replica")
-    if b"__main__" not in factory:
+    if not any(name in factory for name in (b"__main__", b"__mp_main__")):
         main.pop("init_main_from_name", None)
         main.pop("init_main_from_path", None)
     for name in ("authkey", "log_to_stderr", "start_method"):

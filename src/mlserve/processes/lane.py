@@ -98,6 +98,7 @@ class RemoteLane:
         limits = spec.limits
         max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
         self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
+        self._learned_from: tuple[int, int] | None = None
         self._clients: dict[int, ReplicaClient] = {}
         self._tickets: dict[Job, Ticket] = {}
         # Those that no replica takes yet, in the order in which they came.
@@ -168,15 +169,19 @@ class RemoteLane:
             QueueFullError: If no place is free.
             OverloadedError: If its turn would come too late.
         """
-        admission = self._admission
-        admission.learn(self._board.learned_cost(), max(1, self.n_serving))
-        n_waiting = self._board.n_waiting()
-        n_ahead = max(0, n_waiting - self._board.in_flight() + self._board.in_flight(priority))
+        admission, board = self._admission, self._board
+        state = board.n_observed(), self.n_serving
+        if state != self._learned_from:
+            self._learned_from = state
+            admission.learn(board.learned_cost(), max(1, self.n_serving))
+        n_ahead = n_waiting = board.n_waiting()
+        if self._spec.limits.priorities:
+            n_ahead -= board.n_less_urgent(priority)
+        if self._spec.contract.can_stream:
+            n_ahead -= board.n_waiting_streams()
+        n_ahead = max(0, n_ahead)
         refusal = admission.refuse(
-            n_waiting=n_waiting,
-            n_ahead=max(0, n_ahead - self._board.n_waiting_streams()),
-            budget_s=budget_s,
-            left_s=left_s,
+            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
         )
         if refusal is None:
             return
@@ -200,7 +205,8 @@ class RemoteLane:
         self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
         self._tickets[job] = Ticket(job)
         self._row.requests += 1
-        self._row.in_flight[job.priority] += 1
+        self._row.in_flight += 1
+        self._row.by_priority[job.priority] += 1
         self._row.streams += is_stream
         self._idle.clear()
 
@@ -227,7 +233,8 @@ class RemoteLane:
         """Forget a job that has its answer, or whose caller has left."""
         self.forget(job)
         if (ticket := self._tickets.pop(job, None)) is not None:
-            self._row.in_flight[job.priority] -= 1
+            self._row.in_flight -= 1
+            self._row.by_priority[job.priority] -= 1
             self._row.streams -= ticket.is_stream
         if not self._tickets:
             self._idle.set()

@@ -69,12 +69,13 @@ class ReplicaProcess:
         self._row = board.replicas[boot.replica]
         self._control_socket = control
         self._door = door
-        self._control = Link(self._obey, _end_at_once)
+        self._control = Link(self._obey, self._lose_supervisor)
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._watch = Watch(self._row, boot.hard_timeout_s, time.monotonic, self._end_in_hook)
         self._tasks = TaskSet()
         self._ended = asyncio.Event()
         self._is_retiring = False
+        self._is_done = False
         self._is_broken = False
         self._replica: WatchedReplica | None = None
         self._host: Host | None = None
@@ -229,7 +230,12 @@ class ReplicaProcess:
             await self._host.lane.close()
             await self._host.close(_LAST_WORDS_S)
         await self._tasks.close()
+        self._is_done = True
         await self._control.drain_and_close(_LAST_WORDS_S)
+
+    def _lose_supervisor(self) -> None:
+        if not self._is_done:
+            _end_at_once()
 
 
 def _failure(error: Exception) -> tuple[Any, str]:
