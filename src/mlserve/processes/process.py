@@ -1,5 +1,5 @@
 """
-A replica's process, as its supervisor sees it: started, told, and known to be dead at once.
+A process, as its supervisor sees it: started, told, and known to be dead at once.
 
 A thread waits for each process in the operating system, so that its end is seen within
 milliseconds and no zombie is left. Everything else lives on the supervisor's event loop.
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +40,7 @@ class ChildProcess:
         self._loop = asyncio.get_running_loop()
         self._link = Link(on_messages, _nothing)
         self._door, self._their_door = socket.socketpair()
+        self._door.setblocking(False)  # a process that has stopped does not hold up the others
         self._process: subprocess.Popen[bytes] | None = None
         self._continued: asyncio.TimerHandle | None = None
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -57,17 +58,34 @@ class ChildProcess:
 
     async def start(self, boot: Boot, board: Board, environment: Mapping[str, str]) -> None:
         """
-        Start it; it then loads, and says how that went.
+        Start a replica; it then loads, and says how that went.
+
+        Raises:
+            OSError: If the system gives no further process or descriptor.
+        """
+        fds = (board.fd,)
+        await self.run("mlserve.processes.replica", boot_bytes(boot), fds, environment)
+
+    async def run(
+        self, module: str, boot: bytes, fds: Sequence[int], environment: Mapping[str, str]
+    ) -> None:
+        """
+        Start a program of ours.
+
+        Args:
+            module: Its main module, which begins with `parent.inherit`.
+            boot: What it is sent first.
+            fds: What it is given besides the sockets that lead here; they stay open here.
+            environment: Its environment variables.
 
         Raises:
             OSError: If the system gives no further process or descriptor.
         """
         ours, theirs = socket.socketpair()
-        fds = (theirs.fileno(), self._their_door.fileno(), board.fd)
+        fds = (theirs.fileno(), self._their_door.fileno(), *fds)
         with theirs, self._their_door:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; our own program
-                [sys.executable, "-m", "mlserve.processes.replica", str(os.getpid())]
-                + [str(fd) for fd in fds],
+                [sys.executable, "-m", module, str(os.getpid()), *map(str, fds)],
                 pass_fds=fds,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -79,7 +97,7 @@ class ChildProcess:
         ).start()
         ours.setblocking(False)
         with suppress(ConnectionError):  # it has ended already, which the thread tells
-            await self._loop.sock_sendall(ours, boot_bytes(boot))
+            await self._loop.sock_sendall(ours, boot)
         await connect(ours, self._link)
 
     def send(self, *message: Any) -> None:
@@ -99,17 +117,30 @@ class ChildProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                send_socket(self._door, index, theirs)
+                self.pass_socket(index, theirs)
             except OSError:
                 ours.close()
                 raise
         return ours
 
-    def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+    def pass_socket(self, tag: int, sock: socket.socket) -> None:
+        """
+        Give it a socket through its door; this process may close its own.
+
+        Raises:
+            OSError: If it has ended, or takes nothing.
+        """
+        send_socket(self._door, tag, sock)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
         if self.is_alive and self._process is not None:
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        self.signal(signal.SIGKILL)
 
     async def end(self) -> None:
         """Kill it if it has not ended, and wait until it has."""
@@ -141,7 +172,7 @@ class ChildProcess:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _note_stopped(self) -> None:
-        logger.error("replica.process.stopped", extra={"pid": self.pid})
+        logger.error("process.stopped", extra={"pid": self.pid})
         self._continued = self._loop.call_later(_STOPPED_S, self.kill)
 
     def _note_continued(self) -> None:

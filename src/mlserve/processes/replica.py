@@ -8,7 +8,6 @@ to, or with its supervisor.
 """
 
 import asyncio
-import ctypes
 import faulthandler
 import gc
 import os
@@ -35,6 +34,7 @@ from mlserve.processes.frames import pack
 from mlserve.processes.host import Host
 from mlserve.processes.logs import LinkHandler
 from mlserve.processes.memory import resident_bytes
+from mlserve.processes.parent import end_at_once, inherit
 from mlserve.processes.watched import Watch, WatchedPipeline, WatchedReplica
 from mlserve.processes.wire import Link, connect, recv_socket
 from mlserve.settings import Limits, Replicas
@@ -44,7 +44,6 @@ __all__ = ["main"]
 
 logger = get_logger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _BEAT_S = 0.25
 _LAST_WORDS_S = 1.0
 _DEVICE_BROKEN = 70
@@ -235,7 +234,7 @@ class ReplicaProcess:
 
     def _lose_supervisor(self) -> None:
         if not self._is_done:
-            _end_at_once()
+            end_at_once()
 
 
 def _failure(error: Exception) -> tuple[Any, str]:
@@ -249,33 +248,17 @@ def _failure(error: Exception) -> tuple[Any, str]:
     return packed, text
 
 
-def _end_at_once() -> None:
-    """End with the supervisor: nobody would."""
-    os._exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process with its parent, where it can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        _end_at_once()
-
-
 def main(arguments: list[str]) -> None:
     """Be a replica until told otherwise."""
-    parent, control_fd, door_fd, board_fd = map(int, arguments)
-    _end_with(parent)
+    inherited = inherit(arguments)
     faulthandler.enable()
     # They mean the supervisor, who finishes what is in flight first.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    control, door = socket.socket(fileno=control_fd), socket.socket(fileno=door_fd)
-    for sock in (control, door):
-        sock.set_inheritable(False)
+    control, door = inherited.control, inherited.door
     boot = read_boot(control)
     gc.set_threshold(*boot.gc_threshold)
-    board = Board(board_fd, boot.n_replicas, boot.n_clients)
+    board = Board(inherited.fds[0], boot.n_replicas, boot.n_clients)
     board.close()
 
     async def run() -> None:
