@@ -1,5 +1,6 @@
-"""What a replica's process has to know before it can load: written by the supervisor, read once."""
+"""What a process has to know before it can begin: written by the supervisor, read once."""
 
+import multiprocessing
 import pickle
 import socket
 import struct
@@ -7,11 +8,12 @@ from dataclasses import dataclass
 from multiprocessing import spawn
 from typing import Any
 
+from mlserve.errors import ConfigurationError
 from mlserve.processes.pickling import loads_factory
 from mlserve.settings import Batching, Replicas
 from mlserve.spec import Factory
 
-__all__ = ["Boot", "boot_bytes", "main_module", "read_boot"]
+__all__ = ["Boot", "boot_bytes", "main_module", "prepare_main", "read_boot", "require_main"]
 
 _LENGTH = struct.Struct("<Q")
 
@@ -51,7 +53,7 @@ class Boot:
 
     def make_factory(self) -> Factory:
         """Import what makes the handler. Runs the user's modules; raises what they raise."""
-        spawn.prepare(self.main)
+        prepare_main(self.main)
         return loads_factory(self.factory)
 
 
@@ -66,13 +68,42 @@ def main_module(factory: bytes) -> dict[str, Any]:
     return main
 
 
-def boot_bytes(boot: Boot) -> bytes:
+def prepare_main(main: dict[str, Any]) -> None:
+    """
+    Find modules as the supervisor does, and run its main one if `main` names it.
+
+    Raises:
+        Exception: What that raises.
+    """
+    process: Any = multiprocessing.current_process()
+    process._inheriting = True  # noqa: SLF001 - what `multiprocessing` itself asks in its processes
+    try:
+        spawn.prepare(main)
+    finally:
+        del process._inheriting  # noqa: SLF001
+
+
+def require_main() -> None:
+    """
+    Refuse to start a server in a process that only looks for what the server is made of.
+
+    Raises:
+        ConfigurationError: If the main module does so when it is imported.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigurationError(
+            "Each process of a server imports its main module, which must not start the server"
+            " again: put what does below `if __name__ == '__main__':`."
+        )
+
+
+def boot_bytes(boot: object) -> bytes:
     """Give what the supervisor sends to a process, before anything else."""
     data = pickle.dumps(boot, protocol=5)
     return _LENGTH.pack(len(data)) + data
 
 
-def read_boot(sock: socket.socket) -> Boot:
+def read_boot(sock: socket.socket) -> Any:
     """
     Receive it, as the first thing of a process.
 
@@ -80,8 +111,7 @@ def read_boot(sock: socket.socket) -> Boot:
         EOFError: If the supervisor has ended.
     """
     (length,) = _LENGTH.unpack(_read(sock, _LENGTH.size))
-    boot: Boot = pickle.loads(_read(sock, length))  # noqa: S301 - of the supervisor
-    return boot
+    return pickle.loads(_read(sock, length))  # noqa: S301 - of the supervisor
 
 
 def _read(sock: socket.socket, n: int) -> bytes:

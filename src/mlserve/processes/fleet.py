@@ -19,7 +19,7 @@ from mlserve.execution.worker import TaskSet
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board
-from mlserve.processes.boot import Boot, main_module
+from mlserve.processes.boot import Boot, main_module, require_main
 from mlserve.processes.environment import replica_environment, threads_for
 from mlserve.processes.keeper import Keeper, ReplicaState
 from mlserve.processes.load import Load
@@ -116,9 +116,11 @@ class Fleet:
             With how many examples each was warmed up.
 
         Raises:
+            ConfigurationError: If this process is to be a replica itself.
             Exception: What the first failing replica raised.
             TimeoutError: If it took longer.
         """
+        require_main()
         self._load_timeout_s = load_timeout_s
         self._tasks.spawn(self._keep_watch())
         for number in range(self._spec.replicas.min_count):

@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control, door = inherited.control, inherited.door
-    boot = read_boot(control)
+    boot: Boot = read_boot(control)
     gc.set_threshold(*boot.gc_threshold)
     board = Board(inherited.fds[0], boot.n_replicas, boot.n_clients)
     board.close()
