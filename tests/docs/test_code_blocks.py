@@ -44,6 +44,7 @@ class Reader:
         self._folder = folder
         self._printed = printed
         self._output = ""
+        self._files: set[str] = set()
 
     def read(self, block: Block) -> None:
         if block.language == "python":
@@ -66,8 +67,14 @@ class Reader:
 
     def _execute(self, block: Block, source: str) -> None:
         known = dict(vars(self.module))
-        lines_before = "\n" * (block.line - 1)  # so that tracebacks name the page's own lines
-        exec(compile(lines_before + source, str(block.page), "exec"), vars(self.module))  # noqa: S102 - it is our own page
+        name = (block.file_name or "").removesuffix(".py")
+        if name and name not in self._files:  # a further block of that name goes on with it
+            self._files.add(name)
+            sys.modules.pop(name, None)  # of another page
+            vars(self.module).update(vars(importlib.import_module(name)))
+        else:
+            lines_before = "\n" * (block.line - 1)  # so that tracebacks name the page's own lines
+            exec(compile(lines_before + source, str(block.page), "exec"), vars(self.module))  # noqa: S102 - it is our own page
         for name, function in list(vars(self.module).items()):
             if name.startswith("test_") and function is not known.get(name):
                 result = function()
