@@ -202,6 +202,12 @@ class Board:
         start = self._marks_at + (client * self.n_replicas + replica) * N_SLOTS
         return self._bytes[start : start + N_SLOTS]
 
+    def clear_client(self, client: int) -> None:
+        """Forget the moment of an HTTP process that has ended; its counts stay."""
+        self.clients[client].clear()
+        for replica in range(self.n_replicas):
+            self.marks(client, replica)[:] = bytes(N_SLOTS)
+
     def n_running(self, replica: int) -> int:
         """Count the requests that a replica is, or was, running a hook for."""
         n = 0

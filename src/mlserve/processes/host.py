@@ -271,6 +271,7 @@ class _Client:
         self._host.forget(job)
 
     def _lost(self) -> None:
+        self._marked.clear()  # the marks belong to the next process of that number
         self._host.lose(self)
         for number in list(self._jobs):
             self._cancel(number)

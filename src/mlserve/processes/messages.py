@@ -7,7 +7,10 @@ HTTP process numbers its requests.
 
 from typing import Final
 
+from mlserve.processes.frames import Packed, pack
+
 __all__ = [
+    "BEAT",
     "BROKEN",
     "CANCEL",
     "CHUNK",
@@ -17,17 +20,26 @@ __all__ = [
     "FAILED",
     "IS_ALONE",
     "IS_STREAM",
+    "LISTEN",
+    "LOADED",
     "LOG",
     "MENDED",
+    "NOT_STARTED",
     "PROGRESS",
     "READY",
+    "REPLICA_PROGRESS",
+    "REPLICA_UP",
     "RESULT",
     "RETIRE",
     "RETIRING",
+    "SERVING",
+    "STARTED",
+    "STATUS",
     "STOP",
     "SUBMIT",
     "WARMING",
     "WATCH_HEALTH",
+    "pack_error",
 ]
 
 # From an HTTP process to a replica.
@@ -74,7 +86,39 @@ FAILED: Final = 33
 LOG: Final = 34
 """`record`: a line of its log."""
 
+# From an HTTP process to the supervisor.
+SERVING: Final = 40
+"""It takes connections."""
+BEAT: Final = 41
+"""Its event loop turns."""
+LISTEN: Final = 42
+"""`model, version`: start its replicas if they are not, and tell what becomes of them."""
+
+# From the supervisor to an HTTP process.
+REPLICA_UP: Final = 50
+"""`model, version`: a socket that leads to a replica, with the replica's number, is at the door."""
+STATUS: Final = 51
+"""`model, version, status` of its fleet."""
+STARTED: Final = 52
+"""`model, version, n_examples`: all its replicas can serve."""
+NOT_STARTED: Final = 53
+"""`model, version, error`: what starting them raised."""
+REPLICA_PROGRESS: Final = 54
+"""`model, version, number, fraction, note` of `load`."""
+LOADED: Final = 55
+"""`model, version`: `load` of a replica has returned."""
+
 # Flags of `SUBMIT`.
 IS_STREAM: Final = 1
 IS_ALONE: Final = 2
 """Run nothing else beside it: it may be what ended another process."""
+
+
+def pack_error(error: Exception) -> Packed:
+    """Pack an exception, or its text if it would not come back as what it is."""
+    try:
+        packed = pack(error)
+        packed.unpack()  # one with a constructor of its own may not come back
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, its text is enough
+        packed = pack(RuntimeError(f"{type(error).__name__}: {error}"))
+    return packed

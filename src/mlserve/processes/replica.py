@@ -30,7 +30,6 @@ from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
 from mlserve.processes.boot import Boot, read_boot
-from mlserve.processes.frames import pack
 from mlserve.processes.host import Host
 from mlserve.processes.logs import LinkHandler
 from mlserve.processes.memory import resident_bytes
@@ -89,7 +88,8 @@ class ReplicaProcess:
         try:
             await self._load_and_serve()
         except Exception as exc:  # noqa: BLE001 - what loading raised is for the supervisor
-            self._control.send((messages.FAILED, *_failure(exc)))
+            text = "".join(traceback.format_exception(exc))
+            self._control.send((messages.FAILED, messages.pack_error(exc), text))
         await self._close()
 
     async def _load_and_serve(self) -> None:
@@ -235,17 +235,6 @@ class ReplicaProcess:
     def _lose_supervisor(self) -> None:
         if not self._is_done:
             end_at_once()
-
-
-def _failure(error: Exception) -> tuple[Any, str]:
-    """Give an exception as it can be sent, and its traceback."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        packed = pack(error)
-        packed.unpack()  # one with a constructor of its own may not come back
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, its text is enough
-        packed = pack(RuntimeError(f"{type(error).__name__}: {error}"))
-    return packed, text
 
 
 def main(arguments: list[str]) -> None:
