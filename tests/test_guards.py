@@ -75,6 +75,14 @@ def test_no_module_uses_a_middleware_that_can_end_a_broken_stream_as_if_it_were_
     assert users in ([], ["http/foreign.py"])  # which looks for it in applications and warns
 
 
+def test_only_what_runs_replicas_in_processes_unpickles_anything() -> None:
+    """What comes from a client is parsed and validated, never unpickled."""
+    dangerous = {"pickle", "Unpickler", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+    users = [name_of(m) for m in modules() if dangerous & set(names_in(tree_of(m)))]
+
+    assert [name for name in users if not name.startswith("processes/")] == []
+
+
 def test_no_module_postpones_its_annotations() -> None:
     users = [name_of(m) for m in modules() if has_postponed_annotations(tree_of(m))]
 

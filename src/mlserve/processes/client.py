@@ -93,7 +93,8 @@ class ReplicaClient:
         self._marks = board.marks(index, number)
         self._row = board.replicas[number]
         self._sent = board.clients[index].sent
-        self._free = deque(range(N_SLOTS))
+        self._n_slots = 0
+        self._free: deque[int] = deque()
 
     async def connect(self, sock: socket.socket) -> None:
         """Begin to talk to it."""
@@ -119,9 +120,7 @@ class ReplicaClient:
             job.fail(ModelError("The request cannot be sent to the model's process."))
             return
         number = next(self._numbers)
-        slot = self._free.popleft() if self._free else -1
-        if slot >= 0:
-            self._marks[slot] = Mark.WAITING
+        slot = self._take_slot()
         ticket.client, ticket.number, ticket.slot = self, number, slot
         self.tickets[number] = ticket
         self._sent[self.number] = len(self.tickets)
@@ -179,6 +178,17 @@ class ReplicaClient:
         """Hang up."""
         self.is_open = False
         self._link.close()
+
+    def _take_slot(self) -> int:
+        """Give a slot that no request has had for long, or -1 if there is none."""
+        if self._n_slots < N_SLOTS:
+            slot, self._n_slots = self._n_slots, self._n_slots + 1
+        elif self._free:
+            slot = self._free.popleft()
+        else:
+            return -1
+        self._marks[slot] = Mark.WAITING
+        return slot
 
     def _forget(self, number: int) -> Ticket | None:
         ticket = self.tickets.pop(number, None)
