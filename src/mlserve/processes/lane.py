@@ -257,7 +257,8 @@ class RemoteLane:
             for ticket in held:
                 ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
             return
-        for ticket in held:
+        # A replica that has just come up is given first what may only run alone.
+        for ticket in sorted(held, key=lambda ticket: not ticket.is_alone):
             self.send_again(ticket)
 
     async def close(self) -> None:
