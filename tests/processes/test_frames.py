@@ -154,6 +154,14 @@ def test_large_data_stays_out_of_the_pickle() -> None:
         assert any(np.shares_memory(buffer, memory) for buffer in buffers)
 
 
+def test_a_large_pickle_is_not_copied_behind_its_header() -> None:
+    messages = [(1, "x" * LARGE)]
+
+    head, data = encode(messages)
+
+    assert (len(head), data) == (HEADER_BYTES, pickle.dumps(messages, protocol=5))
+
+
 @pytest.mark.parametrize("size", [10, LARGE, 5 * LARGE])
 def test_arrays_are_as_writable_as_they_were(size: int) -> None:
     writable, fixed = np.zeros(size), np.zeros(size)

@@ -281,15 +281,23 @@ def test_what_is_no_frame_ends_the_connection(
     assert "link.receive.failed" in caplog.messages
 
 
-def test_a_corrupt_rest_of_a_dead_process_ends_the_connection_as_well(
+class Unreadable:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+def test_an_unreadable_rest_of_a_dead_process_ends_the_connection_as_well(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> list[int]:
         async with half_linked() as (end, sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             sock.settimeout(WAIT_S)
-            # More than one read takes.
-            sock.sendall(b"".join(encode([(1, "before")])) + bytes(300_000))
+            # One read after the other takes this.
+            for message in [(1, "before"), (1, "x" * 300_000, Unreadable()), (1, "after")]:
+                sock.sendall(b"".join(encode([message])))
             sock.close()
             for number in range(10):
                 end.link.send((1, number))
