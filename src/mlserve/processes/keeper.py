@@ -22,6 +22,7 @@ __all__ = ["Keeper", "Owner", "ReplicaState"]
 logger = get_logger(__name__)
 
 _UNRESPONSIVE_S = 5.0
+_UNLOAD_S = 5.0
 
 
 class ReplicaState(StrEnum):
@@ -164,6 +165,8 @@ class Keeper:
                     n_examples = await self._first(self._loaded, process)
             except Exception as exc:  # noqa: BLE001 - whatever loading raised
                 self._note_failed_load(exc)
+                if isinstance(exc, _LoadError):  # it unloads and ends by itself
+                    await asyncio.wait((process.exited,), timeout=_UNLOAD_S)
                 return
             self.load_s = self._clock() - started
             self._beat_at = self._clock()

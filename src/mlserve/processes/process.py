@@ -145,11 +145,13 @@ class ChildProcess:
     async def end(self) -> None:
         """Kill it if it has not ended, and wait until it has."""
         self.kill()
-        if self._process is not None:
-            await asyncio.shield(self.exited)
-        self._link.close()
-        self._door.close()
-        self._their_door.close()
+        try:
+            if self._process is not None:
+                await asyncio.shield(self.exited)
+        finally:
+            self._link.close()
+            self._door.close()
+            self._their_door.close()
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> None:
         """Follow the process in the system; the body of its own thread."""
