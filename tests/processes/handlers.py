@@ -1,0 +1,119 @@
+"""Handlers that other processes can import, and that do what a request tells them to."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlserve import Batching, ModelHandler
+from mlserve.handler import Call
+
+LONG_S = 300.0
+
+
+class AcceleratorError(RuntimeError):
+    """As torch raises when a kernel has failed."""
+
+
+def hold(path: Path) -> None:
+    """Tell that a hook has come here, and wait until the test lets everybody go."""
+    path.touch()
+    while not path.with_suffix(".go").exists():
+        time.sleep(0.002)
+
+
+def break_down(way: str) -> None:
+    """End this process, or have it end, in one of the ways that there are."""
+    if way == "segfault":
+        ctypes.string_at(0)
+    elif way == "exit":
+        os._exit(3)
+    elif way == "abort":
+        os.abort()
+    elif way == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif way == "hang":
+        threading.Event().wait(LONG_S)
+    elif way == "hang with the GIL":
+        ctypes.PyDLL(None).sleep(int(LONG_S))
+    elif way == "break the device":
+        raise AcceleratorError("CUDA error: device-side assert triggered")
+    elif way == "raise":
+        raise RuntimeError("It was told to.")
+
+
+def follow(order: str) -> None:
+    """
+    Do what a request says: `way`, `once PATH way`, `hold PATH`, `sleep SECONDS`, or nothing.
+
+    `once` does it only if PATH is not there yet, and makes it.
+    """
+    verb, _, rest = order.partition(" ")
+    if verb == "once":
+        path, _, way = rest.partition(" ")
+        if not Path(path).exists():
+            Path(path).touch()
+            break_down(way)
+    elif verb == "hold":
+        hold(Path(rest))
+    elif verb == "sleep":
+        time.sleep(float(rest))
+    else:
+        break_down(order)
+
+
+class Obedient(ModelHandler[str, dict[str, Any]]):
+    """Follows each request of a batch, and says what it was and which process ran it with whom."""
+
+    batching = Batching(max_size=16)
+
+    def infer(self, inputs: list[str]) -> list[dict[str, Any]]:
+        for order in inputs:
+            follow(order)
+        return [{"text": text, "pid": os.getpid(), "n": len(inputs)} for text in inputs]
+
+    def stream(self, item: str) -> Iterator[dict[str, Any]]:
+        for part in item.split("; "):
+            follow(part)
+            yield {"text": part, "pid": os.getpid()}
+
+
+class Once(Obedient):
+    """May not be run again."""
+
+    idempotent = False
+
+
+class Preprocessing(Obedient):
+    """Follows requests before they are queued, and after."""
+
+    def preprocess(self, request: str) -> str:
+        before, _, rest = request.partition(" | ")
+        follow(before)
+        return rest
+
+    def postprocess(self, output: dict[str, Any]) -> dict[str, Any]:
+        _, _, after = output["text"].partition(" | ")
+        follow(after)
+        return output
+
+
+class Telling(ModelHandler[str, dict[str, Any]]):
+    """Says what a hook can know of its request."""
+
+    def infer(self, inputs: list[str], calls: list[Call]) -> list[dict[str, Any]]:
+        for call in calls:
+            call.annotate(seen=call.request_id, pid=os.getpid())
+        return [self._told(text, call) for text, call in zip(inputs, calls, strict=True)]
+
+    def _told(self, text: str, call: Call) -> dict[str, Any]:
+        return {
+            "text": text,
+            "request_id": call.request_id,
+            "remaining_s": call.remaining_s,
+            "headers": dict(call.headers),
+        }
