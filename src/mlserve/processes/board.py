@@ -96,6 +96,8 @@ class ReplicaRow(_Row):
     """Why the supervisor ended it; written by the supervisor before it does."""
     streams = _Field(14)
     """How many streams run."""
+    answered = _Field(15)
+    """How many requests it has answered, whatever the answer."""
 
     def clear(self) -> None:
         """Forget the moment of a process that has ended; its counts stay."""

@@ -31,6 +31,7 @@ FIRST_CREDIT = 16
 """How many chunks of a stream an HTTP process takes before it has to ask for more."""
 
 _AHEAD = 4
+_SLACK_S = 1.0
 
 
 class Host:
@@ -54,11 +55,17 @@ class Host:
         self._clients: set[_Client] = set()
         # What was counted here by the processes before this one.
         self._before = {name: getattr(self._row, name) for name in _COUNTS}
+        self._n_before = self._row.answered
+        self._n_answered = 0
         # Requests that are run with nothing beside them; the others wait meanwhile.
         self._alone: deque[HostedJob] = deque()
         self._others: deque[HostedJob] = deque()
         self._runs_alone: HostedJob | None = None
         self._begun: set[HostedJob] = set()
+        self._answered = asyncio.Event()
+        self._answered.set()
+        self._is_waiting = False
+        self._is_noting = False
 
     @property
     def is_congested(self) -> bool:
@@ -82,8 +89,21 @@ class Host:
         clients = list(self._clients)
         await asyncio.gather(*(client.link.drain_and_close(timeout_s) for client in clients))
 
-    def note(self) -> None:
-        """Write this moment's figures to the board."""
+    async def wait_answered(self) -> None:
+        """Wait until what was begun is answered and its last chunk sent, or out of time."""
+        left_s = max((job.call.remaining_s for job in self._begun), default=0.0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(left_s, 0.0) + _SLACK_S):
+                await self._answered.wait()
+
+    def note_soon(self) -> None:
+        """Write the figures to the board at the end of this turn of the event loop."""
+        if not self._is_noting:
+            self._is_noting = True
+            asyncio.get_running_loop().call_soon(self._note)
+
+    def _note(self) -> None:
+        self._is_noting = False
         row, lane, begun = self._row, self.lane, self._begun
         n_held = len(begun) + len(self._alone) + len(self._others)
         row.held = n_held
@@ -93,29 +113,33 @@ class Host:
         row.streams = sum(job.is_stream and job.stage == "stream" for job in begun)
         for name in _COUNTS:
             setattr(row, name, self._before[name] + getattr(lane.batcher, f"n_{name}"))
+        row.answered = self._n_before + self._n_answered
         row.publish_cost(lane.batcher.cost_model)
 
     def take(self, job: HostedJob) -> None:
         """Begin a request, unless it or another has to run alone."""
-        if job.is_alone:
-            self._alone.append(job)
-        else:
-            self._others.append(job)
+        (self._alone if job.is_alone else self._others).append(job)
         self._go_on()
+        self.note_soon()
 
     def forget(self, job: HostedJob) -> None:
         """Drop a request that was answered, or that nobody waits for."""
         if job in self._begun:
             self._begun.discard(job)
             self.lane.leave(job)
-            if self._runs_alone is job:
-                self._runs_alone = None
+            if not self._begun:
+                self._answered.set()
         else:
             for waiting in (self._alone, self._others):
                 with suppress(ValueError):
                     waiting.remove(job)
         if self._alone or self._others:
             self._go_on()
+        self.note_soon()
+
+    def note_answered(self) -> None:
+        """Count an answer."""
+        self._n_answered += 1
 
     def lose(self, client: "_Client") -> None:
         """Forget an HTTP process that has ended."""
@@ -123,26 +147,41 @@ class Host:
 
     def _go_on(self) -> None:
         """Begin what may begin now."""
-        if self._runs_alone is not None:
+        if self._runs_alone in self._begun:
             return
-        if self._alone:
-            if self._begun:
-                return  # until they are answered
+        if (self._runs_alone is not None or self._alone) and not self._begun:
             if self.lane.pool.n_running:  # at work for somebody who has left
-                self.tasks.spawn(self._go_on_when_idle())
+                self._go_on_when_idle()
                 return
-            self._runs_alone = job = self._alone.popleft()
-            self._begin(job)
-            return
-        while self._others and self._runs_alone is None:
-            self._begin(self._others.popleft())
+            self._runs_alone = None
+        if self._alone and not self._begun:
+            self._runs_alone = self._alone.popleft()
+            self._begin(self._runs_alone)
+        elif not self._alone:
+            while self._others:
+                self._begin(self._others.popleft())
+        elif any(job.is_stream for job in self._begun):
+            # What is to run alone may have to wait for long, and short requests need not.
+            waiting, self._others = self._others, deque()
+            for job in waiting:
+                if job.is_stream:
+                    self._others.append(job)
+                else:
+                    self._begin(job)
 
-    async def _go_on_when_idle(self) -> None:
-        await self.lane.pool.wait_idle()
-        self._go_on()
+    def _go_on_when_idle(self) -> None:
+        async def wait() -> None:
+            await self.lane.pool.wait_idle()
+            self._is_waiting = False
+            self._go_on()
+
+        if not self._is_waiting:
+            self._is_waiting = True
+            self.tasks.spawn(wait())
 
     def _begin(self, job: HostedJob) -> None:
         self._begun.add(job)
+        self._answered.clear()
         owner: _Client = job.owner  # type: ignore[assignment]  # who else
         owner.begin(job)
 
@@ -157,14 +196,15 @@ class _Client:
         self.link = Link(self._receive, self._lost, host.lane.batcher.wake)
         self._host = host
         self._marks = marks
+        self._marks[:] = bytes(len(marks))  # what the process before this one has left
         self._jobs: dict[int, HostedJob] = {}
         self._streams: dict[int, tuple[_Pump, asyncio.Task[None]]] = {}
-        # A slot is given to the next request while a hook may still run for the last one.
-        self._marked: dict[int, HostedJob] = {}
+        # Which request has a slot: the next one gets it while a hook may run for the last one.
+        self._marked: dict[int, int] = {}
 
     def mark(self, job: HostedJob, mark: Mark) -> None:
         """Say on the board where a request is. Any thread."""
-        if self._marked.get(job.slot) is job:
+        if self._marked.get(job.slot) == job.number:
             self._marks[job.slot] = mark
 
     def begin(self, job: HostedJob) -> None:
@@ -223,7 +263,7 @@ class _Client:
         )
         self._jobs[number] = job
         if slot >= 0:
-            self._marked[slot] = job
+            self._marked[slot] = number
         try:
             job.payload = payload.unpack()
         except Exception:
@@ -233,16 +273,16 @@ class _Client:
             self._host.take(job)
 
     async def _pump(self, job: HostedJob, pump: "_Pump") -> None:
-        error: MLServeError | None = None
+        error: Exception | None = None
         try:
             await pump.run()
-        except MLServeError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is the stream's end
             error = exc
-        finally:
-            del self._streams[job.number]
+        finally:  # one that is cancelled is not answered: its HTTP process is told, or sees the end
+            self._streams.pop(job.number, None)
             pump.channel.close()
-            if job.number in self._jobs:
-                self._end(job, None, error)
+        if job.number in self._jobs:
+            self._end(job, None, error)
 
     def _end(self, job: HostedJob, value: Any, error: BaseException | None) -> None:
         del self._jobs[job.number]
@@ -266,8 +306,9 @@ class _Client:
         if (job := self._jobs.pop(number, None)) is None:
             return  # its answer is on the way
         job.call.cancel()
-        if number in self._streams:
-            self._streams[number][1].cancel()
+        if (stream := self._streams.pop(number, None)) is not None:
+            stream[0].channel.close()
+            stream[1].cancel()  # it may not have begun
         self._host.forget(job)
 
     def _lost(self) -> None:

@@ -163,7 +163,7 @@ class ReplicaProcess:
 
     def _note(self) -> None:
         if self._host is not None:
-            self._host.note()
+            self._host.note_soon()
         limit = self._boot.replicas.memory_limit_bytes
         if limit is not None and not self._is_retiring and resident_bytes() > limit:
             self._retire("memory")
@@ -188,10 +188,11 @@ class ReplicaProcess:
         self._control.send((messages.RETIRING, reason))
         self._host.tell_all(messages.RETIRING)
         self._host.lane.pool.pause()
-        self._tasks.spawn(self._end_when_idle(self._host.lane))
+        self._tasks.spawn(self._end_when_idle(self._host))
 
-    async def _end_when_idle(self, lane: Lane) -> None:
-        await lane.pool.wait_idle()
+    async def _end_when_idle(self, host: Host) -> None:
+        await host.lane.pool.wait_idle()
+        await host.wait_answered()
         self._ended.set()
 
     async def _keep_beating(self) -> None:
