@@ -316,8 +316,13 @@ def test_a_handler_that_lacks_something_is_refused_with_what_to_write(missing: s
         ModelServer().add("m", Hookless if missing == "hooks" else Bare)
 
 
-def test_more_than_one_worker_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="`workers` must be 1"):
+def test_fewer_than_one_worker_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="`workers` must be at least 1, got 0"):
+        ModelServer().add("m", Adder).run(workers=0)
+
+
+def test_several_http_processes_need_a_server_that_they_can_import() -> None:
+    with pytest.raises(ConfigurationError, match="make it a variable of a module"):
         ModelServer().add("m", Adder).run(workers=2)
 
 

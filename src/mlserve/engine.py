@@ -58,6 +58,8 @@ class Engine:
         kind = ProcessPlacement if is_remote else ThreadPlacement
         self.placement = kind(spec, self._note_change, clock)
         """Where the replicas come from."""
+        self.n_processes = 1
+        """How many processes serve the model over HTTP; set by who starts them."""
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -156,10 +158,17 @@ class Engine:
             factory: Gives handlers of the same types; `None` = as the model was added.
 
         Raises:
-            ConfigurationError: If the new handler has other types, or the model is an instance.
+            ConfigurationError: If the new handler has other types, the model is an instance, or
+                several processes serve it.
             CapacityError: If the model is not loaded yet, or shutting down.
             Exception: What loading raised; the old replicas then go on serving.
         """
+        if self.n_processes > 1:
+            raise ConfigurationError(
+                f"Model `{self.spec.name}` is served by {self.n_processes} HTTP processes, and"
+                " `reload` would reach only this one. Restart the server, or run it with"
+                " `workers=1`."
+            )
         if factory is None and self.spec.is_instance:
             raise ConfigurationError(
                 "A handler instance cannot be loaded beside itself. Give `reload` a callable that"

@@ -18,8 +18,10 @@ from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
 from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
 from mlserve.http.dependencies import make_model_dependency
+from mlserve.http.found import find_variable
 from mlserve.http.runner import run_server
 from mlserve.http.versioning import Mounted
+from mlserve.http.workers import run_workers
 from mlserve.model import Model
 from mlserve.registry import Registry
 from mlserve.settings import Batching, Limits, Replicas, ServerSettings
@@ -250,17 +252,32 @@ class ModelServer:
         Args:
             host: The address to listen on.
             port: The port to listen on; 0 = any free one.
-            workers: How many processes serve HTTP; only 1 in this version.
+            workers: How many processes serve HTTP. With several, this one starts them, and they
+                share the replicas that are in processes of their own; the server must be a
+                variable of a module, which each of them imports.
             log_level: `debug`, `info`, `warning` or `error`.
             timeout_keep_alive_s: After how many idle seconds a connection is closed.
 
         Raises:
-            ConfigurationError: If `workers` is not 1.
+            ConfigurationError: If `workers` is less than 1 or other processes cannot find this
+                server, or if one of them calls this when it imports its main module.
         """
-        if workers != 1:
-            raise ConfigurationError(f"`workers` must be 1 in this version, got {workers!r}.")
+        if workers < 1:
+            raise ConfigurationError(f"`workers` must be at least 1, got {workers!r}.")
+        app = self.build()
+        if workers > 1:
+            run_workers(
+                find_variable(self),
+                self.registry,
+                workers=workers,
+                host=host,
+                port=port,
+                log_level=log_level,
+                timeout_keep_alive_s=timeout_keep_alive_s,
+            )
+            return
         run_server(
-            self.build(),
+            app,
             self.registry,
             host=host,
             port=port,

@@ -1,5 +1,6 @@
 """The command line: `mlserve run` and `mlserve check`."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from mlserve.cli.progress import show_progress
 from mlserve.cli.target import Found, load_target
 from mlserve.errors import ConfigurationError
 from mlserve.http.runner import run_server
+from mlserve.http.workers import run_workers
 
 __all__ = ["app"]
 
@@ -31,6 +33,9 @@ def run(
     target: Target,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 = any.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many processes serve HTTP, on shared replicas.")
+    ] = 1,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     timeout_keep_alive: Annotated[
         int, typer.Option(min=0, help="Seconds until an idle connection is closed.")
@@ -40,6 +45,17 @@ def run(
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter(f"--log-level must be debug, info, warning or error: {log_level}")
     found = _found(target)
+    if workers > 1:
+        run_workers(
+            partial(load_target, target),
+            found.registry,
+            workers=workers,
+            host=host,
+            port=port,
+            log_level=log_level,
+            timeout_keep_alive_s=timeout_keep_alive,
+        )
+        return
     with show_progress(found.registry):
         run_server(
             found.app,

@@ -5,10 +5,11 @@ import logging
 import logging.config
 import math
 import signal
+import socket
 import sys
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,15 +21,43 @@ from mlserve.http.listening import listen_more
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.observability.loggers import get_logger
+from mlserve.processes.boot import require_main
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
-__all__ = ["configure_logging", "make_config", "run_server", "shutdown_draining"]
+__all__ = [
+    "STARTUP_FAILURE",
+    "STOPPING",
+    "Supervisor",
+    "configure_logging",
+    "make_config",
+    "run_server",
+    "serve",
+    "shutdown_draining",
+]
 
 logger = get_logger(__name__)
 
-_STARTUP_FAILURE = 3
+STARTUP_FAILURE = 3
+"""The exit code of a server that could not start, or whose models could not be loaded."""
+
+STOPPING = "Stopping: requests in flight are finished first (again = at once)."
+"""What is said at the first signal."""
+
 _LONGEST_DRAIN_S = 10 * 365 * 86_400.0
+
+
+class Supervisor(Protocol):
+    """Who has started this process to serve HTTP beside others."""
+
+    async def open(self) -> None:
+        """Talk to it, on the running event loop."""
+
+    def note_serving(self) -> None:
+        """Say that connections are taken."""
+
+    async def close(self) -> None:
+        """End without its help."""
 
 
 def run_server(
@@ -53,7 +82,11 @@ def run_server(
         port: The port to listen on.
         log_level: The level of mlserve's and uvicorn's loggers.
         timeout_keep_alive_s: After how many idle seconds a connection is closed.
+
+    Raises:
+        ConfigurationError: If a process of a server does so that only imports its main module.
     """
+    require_main()
     configure_logging(log_level)
     config = make_config(
         app,
@@ -62,11 +95,30 @@ def run_server(
         port=port,
         timeout_keep_alive=timeout_keep_alive_s,
     )
-    server = _Server(config, registry)
+    serve(config, registry)
+
+
+def serve(
+    config: uvicorn.Config,
+    registry: Registry | None,
+    *,
+    sockets: list[socket.socket] | None = None,
+    supervisor: Supervisor | None = None,
+) -> None:
+    """
+    Serve until SIGINT or SIGTERM, in this process and thread, as `run_server` does.
+
+    Args:
+        config: How uvicorn is configured.
+        registry: The application's models; `None` if it is not one of ours.
+        sockets: Where to listen, instead of at the configured address.
+        supervisor: Who has started this process, if that is not the user.
+    """
+    server = _Server(config, registry, supervisor)
     with queued_logging("mlserve", "uvicorn"):
-        server.run()
+        server.run(sockets)
     if server.has_failed or not (server.started or server.is_ending):
-        sys.exit(_STARTUP_FAILURE)
+        sys.exit(STARTUP_FAILURE)
 
 
 def make_config(app: Any, registry: Registry | None, **options: Any) -> uvicorn.Config:
@@ -123,11 +175,17 @@ def configure_logging(level: str) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the models of a shutdown before the socket is closed."""
 
-    def __init__(self, config: uvicorn.Config, registry: Registry | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        registry: Registry | None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         super().__init__(config)
         self.has_failed = False
         self.is_ending = False
         self._registry = registry
+        self._supervisor = supervisor
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks = TaskSet()
         if registry is not None:
@@ -139,13 +197,21 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.should_exit:
             return
+        if self._supervisor is not None:
+            await self._supervisor.open()
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            for server in self.servers:
-                for socket in server.sockets:
-                    host, port = socket.getsockname()[:2]
-                    logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
+            self._note_serving()
             self.servers += await listen_more(self.servers, self._connect, self.config.backlog)
+
+    def _note_serving(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.note_serving()
+            return
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Shut down as uvicorn does while the models drain; unload them whatever happens."""
@@ -154,6 +220,8 @@ class _Server(uvicorn.Server):
         if self.force_exit:  # uvicorn leaves the lifespan alone then
             await self.lifespan.shutdown()
         await self._tasks.close()
+        if self._supervisor is not None:
+            await self._supervisor.close()
 
     def _connect(self) -> asyncio.Protocol:
         """Make what serves one connection."""
@@ -176,7 +244,8 @@ class _Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         elif is_first:
-            logger.info("Stopping: requests in flight are finished first (again = at once).")
+            if self._supervisor is None:  # which has said so
+                logger.info(STOPPING)
             grace_s = 0.0
             if self._registry is not None:
                 self._registry.is_draining = True
