@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,36 @@ class Obedient(ModelHandler[str, dict[str, Any]]):
         for part in item.split("; "):
             follow(part)
             yield {"text": part, "pid": os.getpid()}
+
+
+class Asynchronous(ModelHandler[str, dict[str, Any]]):
+    """As `Obedient`, on the event loop."""
+
+    batching = Batching(max_size=16)
+
+    async def infer(self, inputs: list[str]) -> list[dict[str, Any]]:
+        for order in inputs:
+            follow(order)
+        return [{"text": text, "pid": os.getpid(), "n": len(inputs)} for text in inputs]
+
+    async def stream(self, item: str) -> AsyncIterator[dict[str, Any]]:
+        for part in item.split("; "):
+            follow(part)
+            yield {"text": part, "pid": os.getpid()}
+
+
+class WarmedUp(Obedient):
+    """Follows an order when it is loaded and when it is warmed up."""
+
+    def __init__(self, load: str = "", example: str = "") -> None:
+        self._load = load
+        self._example = example
+
+    def load(self) -> None:
+        follow(self._load)
+
+    def examples(self) -> list[str]:
+        return [self._example] if self._example else []
 
 
 class Once(Obedient):

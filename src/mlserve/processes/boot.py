@@ -40,8 +40,10 @@ class Boot:
     """The model's options."""
     threads: int
     """How many compute threads it should use."""
+    timeout_s: float
+    """How long a request may take, in seconds."""
     hard_timeout_s: float | None
-    """How long a call may take, in seconds."""
+    """How long a call of a hook may take, in seconds."""
     log_levels: dict[str, int]
     """The levels of the supervisor's loggers by name; `""` is the root."""
     gc_threshold: tuple[int, int, int]

@@ -183,6 +183,7 @@ class Fleet:
             batching=spec.batching,
             replicas=spec.replicas,
             threads=threads,
+            timeout_s=spec.limits.timeout_s,
             hard_timeout_s=spec.limits.hard_timeout_s,
             log_levels=log_levels(),
             gc_threshold=gc.get_threshold(),

@@ -48,6 +48,8 @@ class Host:
     def __init__(self, lane: Lane, board: Board, number: int, *, has_costs: bool) -> None:
         self.lane = lane
         self.tasks = TaskSet()
+        self.is_mute = False
+        """Whether nothing is answered any more, as this process is about to end. Any thread."""
         self._board = board
         self._number = number
         self._row = board.replicas[number]
@@ -285,6 +287,8 @@ class _Client:
             self._end(job, None, error)
 
     def _end(self, job: HostedJob, value: Any, error: BaseException | None) -> None:
+        if self._host.is_mute:
+            return
         del self._jobs[job.number]
         kind, packed = messages.END if job.is_stream else messages.RESULT, None
         if error is None and not job.is_stream:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from mlserve.contract import read_contract
+from mlserve.errors import ConfigurationError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.execution.thread import OnReport
 from mlserve.execution.worker import Mailbox, TaskSet
@@ -45,6 +46,7 @@ logger = get_logger(__name__)
 
 _BEAT_S = 0.25
 _LAST_WORDS_S = 1.0
+_UNLOAD_S = 5.0
 _DEVICE_BROKEN = 70
 
 
@@ -69,13 +71,15 @@ class ReplicaProcess:
         self._door = door
         self._control = Link(self._obey, self._lose_supervisor)
         self._mailbox = Mailbox(asyncio.get_running_loop())
-        self._watch = Watch(self._row, boot.hard_timeout_s, time.monotonic, self._end_in_hook)
+        self._watch = Watch(
+            self._row, boot.hard_timeout_s, boot.timeout_s, time.monotonic, self._end_in_hook
+        )
         self._tasks = TaskSet()
         self._ended = asyncio.Event()
+        self._is_loaded = False
         self._is_retiring = False
         self._is_done = False
         self._is_broken = False
-        self._replica: WatchedReplica | None = None
         self._host: Host | None = None
 
     async def run(self) -> None:
@@ -98,6 +102,10 @@ class ReplicaProcess:
         lane, has_costs = self._open_lane(factory)
         self._host = host = Host(lane, self._board, boot.replica, has_costs=has_costs)
         n_examples = await lane.start(lambda: self._control.send((messages.WARMING,)), None)
+        self._require_memory()
+        if self._ended.is_set():  # it is not wanted any more
+            return
+        self._is_loaded = True
         gc.collect()
         gc.freeze()
         self._door.setblocking(False)
@@ -164,9 +172,20 @@ class ReplicaProcess:
     def _note(self) -> None:
         if self._host is not None:
             self._host.note_soon()
-        limit = self._boot.replicas.memory_limit_bytes
-        if limit is not None and not self._is_retiring and resident_bytes() > limit:
+        if not self._is_retiring and self._takes_too_much():
             self._retire("memory")
+
+    def _takes_too_much(self) -> bool:
+        limit = self._boot.replicas.memory_limit_bytes
+        return limit is not None and resident_bytes() > limit
+
+    def _require_memory(self) -> None:
+        if self._takes_too_much():
+            raise ConfigurationError(
+                f"`memory_limit_bytes={self._boot.replicas.memory_limit_bytes}` is less than what"
+                f" model `{self._boot.name}` takes when it is loaded: {resident_bytes()} bytes."
+                " Raise it, to leave room for what requests take."
+            )
 
     def _note_change(self) -> None:
         host = self._host
@@ -182,7 +201,10 @@ class ReplicaProcess:
 
     def _retire(self, reason: str) -> None:
         """Begin nothing any more, finish what runs, and end."""
-        if self._is_retiring or self._host is None:
+        if not self._is_loaded or self._host is None:
+            self._ended.set()
+            return
+        if self._is_retiring:
             return
         self._is_retiring = True
         self._control.send((messages.RETIRING, reason))
@@ -193,6 +215,8 @@ class ReplicaProcess:
     async def _end_when_idle(self, host: Host) -> None:
         await host.lane.pool.wait_idle()
         await host.wait_answered()
+        # From here to its end: what `unload` starts, and threads of the handler's own.
+        self._watch.bound(self, time.monotonic() + _UNLOAD_S)
         self._ended.set()
 
     async def _keep_beating(self) -> None:
@@ -214,16 +238,23 @@ class ReplicaProcess:
         self._mailbox.post(self._control.send, (messages.PROGRESS, fraction, note))
 
     def _end_in_hook(self, error: BaseException) -> None:
-        """End this process from a hook's thread: its device can only be used by a new one."""
+        """End this process from a hook: its device can only be used by a new one."""
         logger.critical("replica.device.broken", exc_info=error, extra={"model": self._boot.name})
-
-        def end() -> None:
-            self._control.flush()
+        if self._host is not None:
+            self._host.is_mute = True  # what this hook was at work for is to be run again
+        self._mailbox.post(self._end_soon)
+        if threading.current_thread() is not threading.main_thread():  # else it has to turn
+            threading.Event().wait(2 * _LAST_WORDS_S)
             os._exit(_DEVICE_BROKEN)
 
-        self._mailbox.post(end)
-        threading.Event().wait(_LAST_WORDS_S)
-        os._exit(_DEVICE_BROKEN)
+    def _end_soon(self) -> None:
+        async def end() -> None:
+            await self._control.drain_and_close(_LAST_WORDS_S)
+            os._exit(_DEVICE_BROKEN)
+
+        if not self._is_done:
+            self._is_done = True
+            self._tasks.spawn(end())
 
     async def _close(self) -> None:
         if self._host is not None:
@@ -243,7 +274,8 @@ def main(arguments: list[str]) -> None:
     inherited = inherit(arguments)
     faulthandler.enable()
     # They mean the supervisor, who finishes what is in flight first.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The last one stops whoever writes to a terminal that another process group has.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     control, door = inherited.control, inherited.door
     boot: Boot = read_boot(control)

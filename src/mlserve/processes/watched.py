@@ -6,9 +6,8 @@ be.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from mlserve.batching.report import BatchReport
 from mlserve.contract import Contract
@@ -19,9 +18,12 @@ from mlserve.execution.thread import ThreadReplica
 from mlserve.handler import Call
 from mlserve.job import Job
 from mlserve.processes.board import Mark, ReplicaRow
+from mlserve.settings import Batching
 from mlserve.streaming import Channel
 
 __all__ = ["HostedJob", "Watch", "WatchedPipeline", "WatchedReplica"]
+
+ResultT = TypeVar("ResultT")
 
 _SLACK_S = 1.0
 
@@ -99,6 +101,7 @@ class Watch:
         row: The replica's row of the board.
         hard_timeout_s: How long one call may take; `None` = a second longer than its requests
             have time.
+        idle_timeout_s: How long a call may take that is for no request, if that is `None`.
         clock: Gives monotonic seconds, the same for all processes.
         on_device_broken: Called in the hook's thread when the device can no longer be used.
     """
@@ -107,34 +110,30 @@ class Watch:
         self,
         row: ReplicaRow,
         hard_timeout_s: float | None,
+        idle_timeout_s: float,
         clock: Callable[[], float],
         on_device_broken: Callable[[BaseException], None],
     ) -> None:
         self.on_device_broken = on_device_broken
         self._row = row
         self._hard_timeout_s = hard_timeout_s
+        self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
         self._units: dict[object, float] = {}
 
-    @contextmanager
-    def running(self, jobs: list[HostedJob], mark: Mark) -> Iterator[None]:
-        """Watch one call of a hook for these requests."""
-        for job in jobs:
-            job.mark(mark)
-        unit = object()
-        self.begin(unit, jobs, self._hard_timeout_s)
-        try:
-            yield
-        finally:
-            self.end(unit)
-
-    def begin(self, unit: object, jobs: list[HostedJob], timeout_s: float | None = None) -> None:
-        """Note that a call for these requests begins; without a timeout, their deadlines count."""
-        if timeout_s is not None:
-            kill_at = self._clock() + timeout_s
+    def begin(self, unit: object, jobs: Sequence[Job]) -> None:
+        """Note that a call for these requests begins, the first one or another one of a unit."""
+        if self._hard_timeout_s is not None:
+            kill_at = self._clock() + self._hard_timeout_s
+        elif jobs:
+            kill_at = max(job.deadline for job in jobs) + _SLACK_S
         else:
-            kill_at = max((job.deadline for job in jobs), default=0.0) + _SLACK_S
+            kill_at = self._clock() + self._idle_timeout_s
+        self.bound(unit, kill_at)
+
+    def bound(self, unit: object, kill_at: float) -> None:
+        """Note that something is to end by then, in monotonic seconds."""
         with self._lock:
             self._units[unit] = kill_at
             self._row.kill_at = min(self._units.values())
@@ -142,13 +141,13 @@ class Watch:
     def end(self, unit: object) -> None:
         """Note that it has returned."""
         with self._lock:
-            del self._units[unit]
+            self._units.pop(unit, None)
             self._row.kill_at = min(self._units.values(), default=0.0)
 
 
 class WatchedPipeline(Pipeline):
     """
-    Marks each request before a hook is called for it.
+    Marks each request before a hook is called for it, and bounds each call.
 
     Args:
         contract: The handler class.
@@ -165,32 +164,60 @@ class WatchedPipeline(Pipeline):
 
     def prepare(self, job: Job) -> Stage[None]:
         """As in any pipeline."""
-        if not isinstance(job, HostedJob):  # warm-up
+        if not isinstance(job, HostedJob):  # an example
             yield from super().prepare(job)
             return
-        with self._watch.running([job], Mark.PREPROCESS):
-            yield from super().prepare(job)
+        job.mark(Mark.PREPROCESS)
+        yield from self._watched(super().prepare(job), [job])
         job.mark(Mark.WAITING)
 
     def infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         """As in any pipeline; the requests stay marked until they are answered."""
-        hosted = [job for job in jobs if isinstance(job, HostedJob)]
-        if not hosted:
-            return (yield from super().infer(jobs, report))
-        with self._watch.running(hosted, Mark.INFER):
-            return (yield from super().infer(jobs, report))
+        stage = super().infer(jobs, report)
+        if not isinstance(jobs[0], HostedJob):
+            return (yield from stage)
+        return (yield from self._watched(stage, jobs))
 
     def finish(self, job: Job, output: Any) -> Stage[Any]:
         """As in any pipeline."""
+        stage = super().finish(job, output)
         if not isinstance(job, HostedJob) or not self.contract.hooks["postprocess"].overridden:
-            return (yield from super().finish(job, output))
-        with self._watch.running([job], Mark.POSTPROCESS):
-            return (yield from super().finish(job, output))
+            return (yield from stage)
+        job.mark(Mark.POSTPROCESS)
+        return (yield from self._watched(stage, [job]))
+
+    def call(self, hook: str) -> Stage[None]:
+        """As in any pipeline; only `health` is bounded here."""
+        stage = super().call(hook)
+        yield from self._watched(stage, []) if hook == "health" else stage
+
+    def try_examples(self, batching: Batching | None = None) -> Stage[int]:
+        """As in any pipeline."""
+        stage = super().try_examples(batching) if batching else super().try_examples()
+        return (yield from self._watched(stage, []))
 
     def note_error(self, error: BaseException) -> None:
         """End this process if the device cannot be used any more: only a new one helps."""
         if is_device_broken(error):
             self._watch.on_device_broken(error)
+
+    def _watched(self, stage: Stage[ResultT], jobs: Sequence[Job]) -> Stage[ResultT]:
+        """Run a stage each of whose calls has time of its own."""
+        unit = object()
+        try:
+            step = next(stage)
+            while True:
+                self._watch.begin(unit, jobs)
+                try:
+                    value = yield step
+                except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the stage's
+                    step = stage.throw(exc)
+                else:
+                    step = stage.send(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # what the stage returned
+        finally:
+            self._watch.end(unit)
 
 
 class WatchedReplica(ThreadReplica):
@@ -220,18 +247,49 @@ class WatchedReplica(ThreadReplica):
             done(report)
             self.on_change()
 
+        # Already here, on the event loop: what it marks as waiting, others may take back.
+        for job in batch:
+            _hosted(job).mark(Mark.INFER)
         super().run(batch, ended)
         self.on_change()
 
     def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
         """Run a stream into a channel; `done` is called when its generator has been closed."""
-        hosted: HostedJob = job  # type: ignore[assignment]  # as every request here
-        hosted.mark(Mark.STREAM)
-        self.watch.begin(job, [hosted])
 
         def ended() -> None:
             self.watch.end(job)
             done()
+            self.on_change()
 
-        super().open_stream(job, channel, ended)
+        _hosted(job).mark(Mark.STREAM)
+        self.watch.begin(job, [job])
+        super().open_stream(job, _TimedChannel(channel, self.watch, job), ended)
         self.on_change()
+
+
+class _TimedChannel(Channel[Any]):
+    """The channel of a stream, whose time stands still while its reader makes it wait."""
+
+    def __init__(self, channel: Channel[Any], watch: Watch, job: Job) -> None:
+        self._channel = channel
+        self._watch = watch
+        self._job = job
+
+    def put(self, item: Any) -> bool:
+        self._watch.end(self._job)
+        is_read = self._channel.put(item)
+        self._watch.begin(self._job, [self._job])
+        return is_read
+
+    async def aput(self, item: Any) -> bool:
+        self._watch.end(self._job)
+        is_read = await self._channel.aput(item)
+        self._watch.begin(self._job, [self._job])
+        return is_read
+
+    def end(self, error: BaseException | None = None) -> None:
+        self._channel.end(error)
+
+
+def _hosted(job: Job) -> HostedJob:
+    return job  # type: ignore[return-value]  # as every request here
