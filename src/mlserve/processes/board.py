@@ -8,11 +8,11 @@ dies, which is the point of it: the others read what it was at work for.
 
 import mmap
 import os
-import tempfile
 from enum import IntEnum
 from typing import Self
 
 from mlserve.batching.cost_model import CostModel
+from mlserve.processes.memory import shared_memory
 
 __all__ = ["N_SLOTS", "Board", "Cause", "ClientRow", "Mark", "ReplicaRow", "SharedCost"]
 
@@ -190,13 +190,8 @@ class Board:
 
     @classmethod
     def create(cls, n_replicas: int, n_clients: int) -> Self:
-        """Make a board that no file system knows of; it is gone with its last process."""
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("mlserve-board")
-        else:  # a file that has no name any more
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        os.ftruncate(fd, _size(n_replicas, n_clients))
+        """Make a board; its memory is gone with its last process."""
+        fd = shared_memory("mlserve-board", _size(n_replicas, n_clients))
         return cls(fd, n_replicas, n_clients)
 
     def marks(self, client: int, replica: int) -> memoryview:
