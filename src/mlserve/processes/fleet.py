@@ -34,6 +34,7 @@ __all__ = ["Fleet", "FleetStatus", "Listener"]
 logger = get_logger(__name__)
 
 _WATCH_S = 0.1
+_AWAY_S = 1.0
 _SCALE_S = 1.0
 
 
@@ -146,6 +147,8 @@ class Fleet:
     def leave(self, index: int) -> None:
         """Forget an HTTP process."""
         self._listeners.pop(index, None)
+        for keeper in self._keepers.values():
+            keeper.introduced.discard(index)
 
     def watch_health(self, period_s: float) -> None:
         """Have each replica call its `health` hook every so often."""
@@ -229,13 +232,14 @@ class Fleet:
         return keeper
 
     def _introduce(self, keeper: Keeper, index: int) -> None:
-        if keeper.process is None:
+        if keeper.process is None or index in keeper.introduced:
             return
         try:
             sock = keeper.process.introduce(index)
         except OSError as exc:  # it has just died: the next process will be introduced
             logger.warning("replica.introduce.failed", exc_info=exc)
         else:
+            keeper.introduced.add(index)
             self._listeners[index].replica_up(keeper.number, sock)
 
     def _ask_for_health(self, keeper: Keeper) -> None:
@@ -244,12 +248,16 @@ class Fleet:
 
     async def _keep_watch(self) -> None:
         load = Load(self.board, self._spec.batching.max_size)
-        scaled_at = self._clock()
+        scaled_at = looked_at = self._clock()
         while True:
             await asyncio.sleep(_WATCH_S)
             now = self._clock()
+            was_away, looked_at = now - looked_at > _AWAY_S, now
             for keeper in list(self._keepers.values()):
-                keeper.watch(now)
+                if was_away:
+                    keeper.skip_watch(now)
+                else:
+                    keeper.watch(now)
             load.sample(self.status.serving)
             if now - scaled_at >= _SCALE_S:
                 scaled_at = now

@@ -50,6 +50,8 @@ class Host:
         self.tasks = TaskSet()
         self.is_mute = False
         """Whether nothing is answered any more, as this process is about to end. Any thread."""
+        self.n_answered = 0
+        """How many requests were answered."""
         self._board = board
         self._number = number
         self._row = board.replicas[number]
@@ -58,7 +60,6 @@ class Host:
         # What was counted here by the processes before this one.
         self._before = {name: getattr(self._row, name) for name in _COUNTS}
         self._n_before = self._row.answered
-        self._n_answered = 0
         # Requests that are run with nothing beside them; the others wait meanwhile.
         self._alone: deque[HostedJob] = deque()
         self._others: deque[HostedJob] = deque()
@@ -115,7 +116,7 @@ class Host:
         row.streams = sum(job.is_stream and job.stage == "stream" for job in begun)
         for name in _COUNTS:
             setattr(row, name, self._before[name] + getattr(lane.batcher, f"n_{name}"))
-        row.answered = self._n_before + self._n_answered
+        row.answered = self._n_before + self.n_answered
         row.publish_cost(lane.batcher.cost_model)
 
     def take(self, job: HostedJob) -> None:
@@ -138,10 +139,6 @@ class Host:
         if self._alone or self._others:
             self._go_on()
         self.note_soon()
-
-    def note_answered(self) -> None:
-        """Count an answer."""
-        self._n_answered += 1
 
     def lose(self, client: "_Client") -> None:
         """Forget an HTTP process that has ended."""
@@ -304,6 +301,7 @@ class _Client:
         annotations = _packed_annotations(job.call.annotations)
         self.link.send((kind, job.number, durations, times.batch_size, annotations, packed))
         job.mark(Mark.ANSWERED)
+        self._host.n_answered += 1
         self._host.forget(job)
 
     def _cancel(self, number: int) -> None:

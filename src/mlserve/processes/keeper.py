@@ -7,6 +7,7 @@ Lives on the supervisor's event loop.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -89,6 +90,8 @@ class Keeper:
         self.load_s = 0.0
         """How long the last load took, in seconds."""
         self.process: ChildProcess | None = None
+        self.introduced: set[int] = set()
+        """The HTTP processes that its process was connected with."""
         self.first_load: asyncio.Future[int]
         """With how many examples it was warmed up, once it was loaded for the first time."""
         self._owner = owner
@@ -98,7 +101,8 @@ class Keeper:
         self._about = {"model": model, "replica": number}
         self._clock = clock
         self._loaded: asyncio.Future[int]
-        self._is_wanted = True
+        self._unwanted = asyncio.Event()
+        self._n_answered = 0.0
         self._beat, self._beat_at = -1.0, 0.0
         self.first_load = asyncio.get_running_loop().create_future()
 
@@ -112,24 +116,25 @@ class Keeper:
         try:
             while True:
                 await self._live(load_timeout_s())
-                if not self._is_wanted:
-                    return
-                if (pause_s := self._pause_s()) > 0:
+                if not self._unwanted.is_set() and (pause_s := self._pause_s()) > 0:
                     self._move(ReplicaState.WAITING)
-                    await asyncio.sleep(pause_s)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._unwanted.wait(), pause_s)
+                if self._unwanted.is_set():
+                    return
         finally:
             self._move(ReplicaState.ENDED)
 
     async def stop(self) -> None:
         """Have it unload and end; the process is left if this is cancelled."""
-        self._is_wanted = False
+        self._unwanted.set()
         if (process := self.process) is not None:
             process.send(messages.STOP)
             await asyncio.shield(process.exited)
 
     def retire(self, reason: str) -> None:
         """Have it finish what runs, unload and end; it does not come back."""
-        self._is_wanted = False
+        self._unwanted.set()
         if self.process is not None:
             self.process.send(messages.RETIRE, reason)
 
@@ -145,6 +150,10 @@ class Keeper:
         elif now - self._beat_at > _UNRESPONSIVE_S:
             self._kill(process, "it does not respond")
 
+    def skip_watch(self, now: float) -> None:
+        """Begin to watch anew: nobody has looked for a while, and it may have stood still, too."""
+        self._beat_at = now
+
     def _kill(self, process: ChildProcess, reason: str) -> None:
         self._row.cause = Cause.HANG
         self.reason = f"replica {self.number} is being restarted: {reason}"
@@ -156,8 +165,14 @@ class Keeper:
         started = self._clock()
         self._move(ReplicaState.LOADING)
         self._loaded = asyncio.get_running_loop().create_future()
-        self.process = process = ChildProcess(self._listen)
-        batches = self._row.batches
+        self.introduced.clear()
+        self._n_answered = self._row.answered
+        try:
+            process = ChildProcess(self._listen)
+        except OSError as exc:  # there is no further descriptor
+            self._note_failed_load(exc)
+            return
+        self.process = process
         try:
             try:
                 async with asyncio.timeout(load_timeout_s):
@@ -175,8 +190,7 @@ class Keeper:
                 self.first_load.set_result(n_examples)
             elif self.reason is not None:
                 logger.warning("replica.restart.completed", extra=self._about)
-            code = await asyncio.shield(process.exited)
-            self._note_end(code, has_served=self._row.batches > batches)
+            self._note_end(await asyncio.shield(process.exited))
             self._row.clear()
         finally:
             self.process = None
@@ -193,6 +207,8 @@ class Keeper:
         )
 
     def _note_failed_load(self, error: Exception) -> None:
+        if self._unwanted.is_set():  # it was ended while it was loading
+            return
         self.n_failures += 1
         self.reason = f"replica {self.number} could not be loaded"
         if isinstance(error, _LoadError):
@@ -204,18 +220,17 @@ class Keeper:
         if not self.first_load.done() and is_final:
             self.first_load.set_exception(error)
             self.first_load.exception()  # whoever started the fleet may have left
-            self._is_wanted = False
+            self._unwanted.set()
         else:
             logger.error("replica.load.failed", exc_info=error, extra=extra)
 
-    def _note_end(self, code: int, *, has_served: bool) -> None:
+    def _note_end(self, code: int) -> None:
         """Judge the end of a process that was loaded."""
-        if has_served:
-            self.n_failures = 0
+        self._note_answers()
         if self.state is ReplicaState.RETIRING:
             logger.info("replica.retired", extra={**self._about, "reason": self.reason})
             return
-        if not self._is_wanted:
+        if self._unwanted.is_set():
             return
         n_running = self._board.n_running(self.number)
         if n_running != 1:  # else one request did it, which will be found out
@@ -224,6 +239,11 @@ class Keeper:
             self.reason = f"replica {self.number} has died and is being restarted"
         extra = {**self._about, "end": _end_of(code), "running": n_running}
         logger.error("replica.died", extra=extra)
+
+    def _note_answers(self) -> None:
+        """Forgive what was before if this process has answered anything."""
+        if self._row.answered > self._n_answered:
+            self.n_failures = 0
 
     def _pause_s(self) -> float:
         """Say how long to wait before the next process, in seconds."""
@@ -252,6 +272,7 @@ class Keeper:
             self._note_raised(*facts)
         elif kind == messages.RETIRING:
             self.reason = f"replica {self.number} is being restarted ({facts[0]})"
+            self._note_answers()
             self._move(ReplicaState.RETIRING)
         elif kind == messages.BROKEN:
             self.reason = f"replica {self.number} fails on the handler's own examples"
@@ -262,8 +283,12 @@ class Keeper:
     def _note_raised(self, packed: Any, text: str) -> None:
         if self._loaded.done():
             return
+        try:
+            error = packed.unpack()
+        except Exception:  # noqa: BLE001 - it is of a module that only the replica finds
+            error = RuntimeError("The process of a replica raised what cannot enter this one.")
         failed = _LoadError()
-        failed.__cause__ = error = packed.unpack()
+        failed.__cause__ = error
         error.add_note(f"In the process of replica {self.number}:\n{text}")
         self._loaded.set_exception(failed)
 

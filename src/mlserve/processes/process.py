@@ -6,6 +6,7 @@ milliseconds and no zombie is left. Everything else lives on the supervisor's ev
 """
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ __all__ = ["ChildProcess"]
 logger = get_logger(__name__)
 
 _STOPPED_S = 0.5
+_LAST_WORDS_S = 1.0
 
 
 class ChildProcess:
@@ -38,7 +40,8 @@ class ChildProcess:
 
     def __init__(self, on_messages: Callable[[list[tuple[Any, ...]]], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._link = Link(on_messages, _nothing)
+        self._hung_up = asyncio.Event()
+        self._link = Link(on_messages, self._hung_up.set)
         self._door, self._their_door = socket.socketpair()
         self._door.setblocking(False)  # a process that has stopped does not hold up the others
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,23 +85,41 @@ class ChildProcess:
             OSError: If the system gives no further process or descriptor.
         """
         ours, theirs = socket.socketpair()
-        fds = (theirs.fileno(), self._their_door.fileno(), *fds)
-        with theirs, self._their_door:
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; our own program
+        try:
+            self._start(module, theirs, fds, environment)
+            ours.setblocking(False)
+            with suppress(ConnectionError):  # it has ended already, which the thread tells
+                await self._loop.sock_sendall(ours, boot)
+        except BaseException:
+            ours.close()
+            raise
+        await connect(ours, self._link)
+
+    def _start(
+        self,
+        module: str,
+        control: socket.socket,
+        fds: Sequence[int],
+        environment: Mapping[str, str],
+    ) -> None:
+        fds = (control.fileno(), self._their_door.fileno(), *fds)
+        with control, self._their_door:
+            process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-m", module, str(os.getpid()), *map(str, fds)],
                 pass_fds=fds,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl+C and Ctrl+Z in a terminal mean the server
             )
+        name = f"mlserve-wait-{process.pid}"
+        thread = threading.Thread(target=self._wait, args=(process,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system gives no further thread
+            process.kill()
+            process.wait()
+            raise OSError(errno.EAGAIN, str(exc)) from exc
         self._process = process
-        threading.Thread(
-            target=self._wait, args=(process,), name=f"mlserve-wait-{process.pid}", daemon=True
-        ).start()
-        ours.setblocking(False)
-        with suppress(ConnectionError):  # it has ended already, which the thread tells
-            await self._loop.sock_sendall(ours, boot)
-        await connect(ours, self._link)
 
     def send(self, *message: Any) -> None:
         """Tell it something."""
@@ -148,6 +169,9 @@ class ChildProcess:
         try:
             if self._process is not None:
                 await asyncio.shield(self.exited)
+            if self._link.sock is not None:
+                with suppress(TimeoutError):  # what it has said last
+                    await asyncio.wait_for(self._hung_up.wait(), _LAST_WORDS_S)
         finally:
             self._link.close()
             self._door.close()
@@ -166,6 +190,9 @@ class ChildProcess:
                 self._post(self._note_continued)
             else:
                 process.returncode = os.waitstatus_to_exitcode(status)
+                # Those that it has forked hold its sockets and its memory, and nobody needs them.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 self._post(self._note_exited, process.returncode)
                 return
 
@@ -189,7 +216,3 @@ class ChildProcess:
     def __repr__(self) -> str:
         state = "alive" if self.is_alive else "ended"
         return f"<ChildProcess {self.pid} {state}>"
-
-
-def _nothing() -> None:
-    """Its link is lost when it ends, which is seen by its exit."""
