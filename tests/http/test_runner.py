@@ -20,7 +20,7 @@ def test_connections_are_waited_for_a_little_longer_than_models_drain(
 ) -> None:
     configs: list[uvicorn.Config] = []
 
-    def serve(server: Any, sockets: None) -> None:
+    def serve(server: Any) -> None:
         configs.append(server.config)
         server.started = True
 

@@ -7,9 +7,11 @@ import math
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,18 +19,20 @@ from fastapi import FastAPI
 from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
 from mlserve.http.gate import Gate
-from mlserve.http.listening import listen_more
+from mlserve.http.listening import SharedListener, listen_more
 from mlserve.http.shutdown import close_listeners, shutdown_draining
+from mlserve.http.tally import Tally
 from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.observability.loggers import get_logger
 from mlserve.processes.boot import require_main
+from mlserve.processes.sharing import Supervision
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
 __all__ = [
     "STARTUP_FAILURE",
     "STOPPING",
-    "Supervisor",
+    "Place",
     "configure_logging",
     "make_config",
     "run_server",
@@ -47,17 +51,18 @@ STOPPING = "Stopping: requests in flight are finished first (again = at once)."
 _LONGEST_DRAIN_S = 10 * 365 * 86_400.0
 
 
-class Supervisor(Protocol):
-    """Who has started this process to serve HTTP beside others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The place of this process among several that serve HTTP at one address."""
 
-    async def open(self) -> None:
-        """Talk to it, on the running event loop."""
-
-    def note_serving(self) -> None:
-        """Say that connections are taken."""
-
-    async def close(self) -> None:
-        """End without its help."""
+    index: int
+    """Its number."""
+    sockets: Sequence[socket.socket]
+    """Where all of them listen."""
+    tally: Tally
+    """How many connections each of them has."""
+    supervision: Supervision
+    """The way to who has started them."""
 
 
 def run_server(
@@ -102,8 +107,7 @@ def serve(
     config: uvicorn.Config,
     registry: Registry | None,
     *,
-    sockets: list[socket.socket] | None = None,
-    supervisor: Supervisor | None = None,
+    place: Place | None = None,
 ) -> None:
     """
     Serve until SIGINT or SIGTERM, in this process and thread, as `run_server` does.
@@ -111,12 +115,11 @@ def serve(
     Args:
         config: How uvicorn is configured.
         registry: The application's models; `None` if it is not one of ours.
-        sockets: Where to listen, instead of at the configured address.
-        supervisor: Who has started this process, if that is not the user.
+        place: Where to listen, and beside whom, if not alone at the configured address.
     """
-    server = _Server(config, registry, supervisor)
+    server = _Server(config, registry, place)
     with queued_logging("mlserve", "uvicorn"):
-        server.run(sockets)
+        server.run()
     if server.has_failed or not (server.started or server.is_ending):
         sys.exit(STARTUP_FAILURE)
 
@@ -179,13 +182,14 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         registry: Registry | None,
-        supervisor: Supervisor | None = None,
+        place: Place | None = None,
     ) -> None:
         super().__init__(config)
         self.has_failed = False
         self.is_ending = False
         self._registry = registry
-        self._supervisor = supervisor
+        self._place = place
+        self._listener: SharedListener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks = TaskSet()
         if registry is not None:
@@ -197,31 +201,52 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.should_exit:
             return
-        if self._supervisor is not None:
-            await self._supervisor.open()
+        if self._place is not None:
+            await self._start_beside_others(self._place)
+            return
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            self._note_serving()
+            for server in self.servers:
+                for listener in server.sockets:
+                    host, port = listener.getsockname()[:2]
+                    logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
             self.servers += await listen_more(self.servers, self._connect, self.config.backlog)
 
-    def _note_serving(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.note_serving()
-            return
-        for server in self.servers:
-            for listener in server.sockets:
-                host, port = listener.getsockname()[:2]
-                logger.info("Serving on http://%s:%s (Ctrl+C ends it).", host, port)
+    async def _start_beside_others(self, place: Place) -> None:
+        await place.supervision.open()
+        await super().startup([])
+
+        def count() -> int:
+            return len(self.server_state.connections)
+
+        self._listener = listener = SharedListener(
+            place.sockets, self._connect, place.tally, place.index, count
+        )
+        self.servers: list[Any] = [listener]
+        try:
+            listener.listen(self.config.backlog)
+        except OSError as exc:  # another server was faster
+            self._fail(f"{exc}.")
+        else:
+            place.supervision.note_serving()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second."""
+        if self._listener is not None:
+            self._listener.note()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Shut down as uvicorn does while the models drain; unload them whatever happens."""
         await close_listeners(self.servers, self._connect)
+        if self._listener is not None:
+            await self._listener.wait_closed()
         await shutdown_draining(super().shutdown(sockets), self._registry)
         if self.force_exit:  # uvicorn leaves the lifespan alone then
             await self.lifespan.shutdown()
         await self._tasks.close()
-        if self._supervisor is not None:
-            await self._supervisor.close()
+        if self._place is not None:
+            await self._place.supervision.close()
 
     def _connect(self) -> asyncio.Protocol:
         """Make what serves one connection."""
@@ -244,7 +269,7 @@ class _Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         elif is_first:
-            if self._supervisor is None:  # which has said so
+            if self._place is None:  # else the supervisor has said so
                 logger.info(STOPPING)
             grace_s = 0.0
             if self._registry is not None:

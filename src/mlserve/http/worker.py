@@ -6,11 +6,13 @@ shares the replicas in processes with the others, and serves until it is told ot
 """
 
 import faulthandler
+import os
 import socket
 import sys
 
 from mlserve.errors import ConfigurationError
-from mlserve.http.runner import STARTUP_FAILURE, configure_logging, make_config, serve
+from mlserve.http.runner import STARTUP_FAILURE, Place, configure_logging, make_config, serve
+from mlserve.http.tally import Tally
 from mlserve.http.workers import WorkerBoot
 from mlserve.observability.loggers import get_logger
 from mlserve.processes.board import Board
@@ -39,9 +41,16 @@ def main(arguments: list[str]) -> None:
     except Exception:
         logger.critical("worker.start.failed", exc_info=True, extra={"worker": boot.index})
         sys.exit(STARTUP_FAILURE)
-    sockets = [socket.socket(fileno=fd) for fd in inherited.fds[: boot.n_sockets]]
     config = make_config(found.app, found.registry, timeout_keep_alive=boot.timeout_keep_alive_s)
-    serve(config, found.registry, sockets=sockets, supervisor=supervision)
+    tally_fd, *fds = inherited.fds
+    place = Place(
+        index=boot.index,
+        sockets=[socket.socket(fileno=fd) for fd in fds[: boot.n_sockets]],
+        tally=Tally(tally_fd, boot.n_workers),
+        supervision=supervision,
+    )
+    os.close(tally_fd)
+    serve(config, found.registry, place=place)
 
 
 def _share(
@@ -53,7 +62,7 @@ def _share(
     Raises:
         ConfigurationError: If the server is made of other models than the supervisor found.
     """
-    fleets = dict(zip(boot.fleets, inherited.fds[boot.n_sockets :], strict=True))
+    fleets = dict(zip(boot.fleets, inherited.fds[1 + boot.n_sockets :], strict=True))
     for model in registry or ():
         engine, placement = model.engine, model.engine.placement
         engine.n_processes = boot.n_workers

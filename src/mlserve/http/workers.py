@@ -19,6 +19,7 @@ from typing import Any
 from mlserve.execution.worker import TaskSet
 from mlserve.http.found import Find
 from mlserve.http.runner import STARTUP_FAILURE, STOPPING, configure_logging
+from mlserve.http.tally import Tally
 from mlserve.observability.log_queue import queued_logging
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -54,7 +55,7 @@ class WorkerBoot:
     main: dict[str, Any]
     """How to find the modules that the supervisor finds."""
     n_sockets: int
-    """How many of its descriptors are sockets to listen on; the others are boards."""
+    """How many of its descriptors are sockets to listen on, after the tally and before boards."""
     fleets: tuple[tuple[str, str, int], ...]
     """Of which models they are: name, version and how many replicas there may be."""
     log_level: str
@@ -140,6 +141,7 @@ class _Supervisor:
             else:
                 self._in_threads.append(f"`{spec.name}`")
         self._workers = [_Worker(index, self) for index in range(boot.n_workers)]
+        self._tally, self._tally_fd = Tally.create(boot.n_workers)
         self._listener: asyncio.Server | None = None
         self._n_signals = 0
         self._has_served = False
@@ -170,6 +172,7 @@ class _Supervisor:
         """Give the descriptors that an HTTP process is given."""
         sockets = self._sockets()
         return (
+            self._tally_fd,
             *(sock.fileno() for sock in sockets),
             *(fleet.board_fd for fleet in self._fleets),
         )
@@ -188,6 +191,7 @@ class _Supervisor:
 
     def leave(self, worker: "_Worker") -> None:
         """Forget an HTTP process that has ended."""
+        self._tally.leave(worker.index)
         for fleet in self._fleets:
             fleet.leave(worker.index)
 
