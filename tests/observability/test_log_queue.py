@@ -461,6 +461,29 @@ def test_lines_that_gather_are_written_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert len(writes) <= 2  # the thread may have taken the first one alone
 
 
+def test_lines_of_several_writers_to_one_full_pipe_stay_whole() -> None:
+    reader, writer = os.pipe()
+    lines = {text * 299 for text in "abcd"}
+
+    def write(line: str) -> None:
+        handler = StderrHandler(writer)  # as in a process of its own
+        for _ in range(5):
+            handler.handle_all([record_of(line)] * 250)
+
+    threads = [threading.Thread(target=write, args=(line,)) for line in lines]
+    for thread in threads:
+        thread.start()
+    received = bytearray()
+    while len(received) < len(lines) * 5 * 250 * 300:
+        received += os.read(reader, 1000)
+    for thread in threads:
+        thread.join(5)
+    os.close(reader)
+    os.close(writer)
+
+    assert set(received.decode().splitlines()) == lines
+
+
 def test_a_filter_that_raises_does_not_end_the_log() -> None:
     reader, writer = os.pipe()
     handler = StderrHandler(writer)

@@ -55,9 +55,18 @@ class StderrHandler(logging.Handler):
         self._write_all(self._line(record))
 
     def handle_all(self, records: Iterable[logging.LogRecord]) -> None:
-        """Write several lines at once: each write wakes the reader, and lets other threads run."""
-        data = b"".join(self._line(record) for record in records if self._wants(record))
+        """
+        Write several lines at once: each write wakes the reader, and lets other threads run.
+
+        As many as a pipe takes in one piece: other processes may write to it as well.
+        """
         with self.lock or nullcontext():
+            data = b""
+            for line in (self._line(record) for record in records if self._wants(record)):
+                if len(data) + len(line) > select.PIPE_BUF:
+                    self._write_all(data)
+                    data = b""
+                data += line
             self._write_all(data)
 
     def _wants(self, record: logging.LogRecord) -> bool:
