@@ -1,8 +1,17 @@
-"""What the tests and `scripts/soak` serve in a process of its own: a model in every mode."""
+"""
+What the tests and `scripts/soak` serve in a process of its own: a model in every mode.
+
+`FAULTS_PLACEMENT=process` has each model in a further process.
+"""
+
+import os
+from typing import Any
 
 from tests.faults.table import MODES
 
-from mlserve import Batching, Limits, ModelServer, ServerSettings
+from mlserve import Batching, Limits, ModelServer, Replicas, ServerSettings
+
+placement: Any = os.environ.get("FAULTS_PLACEMENT", "thread")
 
 server = ModelServer(title="faults", settings=ServerSettings(startup_wait_s=10))
 for mode in MODES:
@@ -11,6 +20,7 @@ for mode in MODES:
         mode.handler,
         batching=Batching(max_size=mode.max_size),
         limits=Limits(timeout_s=10.0, stream_timeout_s=10.0),
+        replicas=Replicas(placement=placement),
     )
 app = server.build()
 

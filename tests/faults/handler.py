@@ -7,11 +7,13 @@ its own text, so that an answer which went to somebody else can be told.
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel
+from tests.faults.notebook import Notebook
 
 from mlserve import Call, InvalidInputError, ModelHandler
 
@@ -124,10 +126,18 @@ async def suffer_in_loop(item: Ask, stage: str) -> None:
 
 
 class FaultyHandler(ModelHandler[Ask, Receipt]):
-    """Answers a text with its digest, unless the request asks for a fault."""
+    """
+    Answers a text with its digest, unless the request asks for a fault.
 
-    run: ClassVar[set[str] | None] = None
-    """The ids of the requests that `infer` or `stream` has begun with, where they are kept."""
+    Args:
+        notes: Where it notes its loads and what `infer` or `stream` begins with.
+    """
+
+    def __init__(self, notes: Notebook | None = None) -> None:
+        self.notes = notes
+
+    def load(self) -> None:
+        self._note("load", str(os.getpid()))
 
     def examples(self) -> list[Ask]:
         return [Ask(text="example")]
@@ -137,7 +147,7 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return request
 
     def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
-        self._note(*calls)
+        self._note("run", *(call.request_id for call in calls))
         time.sleep(INFER_S)  # stands for the model
         for item in inputs:
             suffer(item, "infer")
@@ -148,7 +158,7 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return self._receipt(output, call)
 
     def stream(self, item: Ask, call: Call) -> Any:
-        self._note(call)
+        self._note("run", call.request_id)
         suffer(item, "infer")
         if item.stage == "batch" and item.what in STREAMS:
             return STREAMS[item.what](item)
@@ -169,9 +179,9 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         receipt = Receipt(id=call.request_id, digest=digest, padding="x" * item.padding)
         return spoiled(receipt, item.what) if item.stage == "output" else receipt
 
-    def _note(self, *calls: Call) -> None:
-        if self.run is not None:
-            self.run.update(call.request_id for call in calls)
+    def _note(self, topic: str, *texts: str) -> None:
+        if self.notes is not None:
+            self.notes.note(topic, *texts)
 
     def _in_place(self, item: Ask) -> Any:
         if item.stage == "place" and item.what in ERRORS:
@@ -199,7 +209,7 @@ class AsyncFaultyHandler(FaultyHandler):
         return request
 
     async def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
-        self._note(*calls)
+        self._note("run", *(call.request_id for call in calls))
         await asyncio.sleep(INFER_S)  # stands for the model
         for item in inputs:
             await suffer_in_loop(item, "infer")
@@ -210,6 +220,6 @@ class AsyncFaultyHandler(FaultyHandler):
         return self._receipt(output, call)
 
     async def stream(self, item: Ask, call: Call) -> AsyncIterator[Any]:
-        self._note(call)
+        self._note("run", call.request_id)
         for part in self._parts(item, call):
             yield part

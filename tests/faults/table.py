@@ -2,8 +2,8 @@
 
 import json
 import random
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from tests.faults.client import Plan
 from tests.faults.handler import N_CHUNKS, AsyncFaultyHandler, FaultyHandler
@@ -22,6 +22,11 @@ class Mode:
     max_size: int
     hook: str
     handler: type[FaultyHandler] = FaultyHandler
+    placement: Literal["thread", "process"] = "thread"
+
+    @property
+    def id(self) -> str:
+        return self.name if self.placement == "thread" else f"{self.name}-{self.placement}"
 
     @property
     def path(self) -> str:
@@ -46,7 +51,7 @@ class Mode:
             handler,
             batching=Batching(max_size=self.max_size),
             limits=limits or Limits(timeout_s=10.0, stream_timeout_s=10.0),
-            replicas=replicas,
+            replicas=replace(replicas or Replicas(), placement=self.placement),
         )
 
 
@@ -56,6 +61,8 @@ MODES = (
     Mode("streaming", 8, "stream"),
     Mode("async", 8, "predict", AsyncFaultyHandler),
 )
+PLACED_MODES = (*MODES, *(replace(mode, placement="process") for mode in MODES))
+"""The same with the model in the server's process and in one of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from tests.faults.client import Plan, play
 from tests.faults.conftest import SEED
 from tests.faults.handler import N_CHUNKS, FaultyHandler, digest_of
 from tests.faults.rig import Tally, require_none
-from tests.faults.table import MODES, Outcome, new_plan
+from tests.faults.table import MODES, PLACED_MODES, Outcome, new_plan
 
-from mlserve import Batching, MLServeError, ModelServer, ServerSettings
+from mlserve import Batching, MLServeError, Model, ModelServer, Replicas, ServerSettings
 from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
@@ -29,18 +29,35 @@ FAULTS = {
     "place:cancelled": "model_error",
     "postprocess:error": "model_error",
 }
+SIZES = (1, 2, 5, 8, 16)
 crowds = st.lists(st.sampled_from(["", "", "", *FAULTS]), min_size=1, max_size=24)
+Served = tuple[asyncio.Runner, ModelServer]
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """A model by each of the sizes that its batches may have, on an event loop of the tests'."""
+    server = ModelServer(settings=ServerSettings(freeze_gc=False))
+    for size in SIZES:
+        batching, replicas = Batching(max_size=size), Replicas(placement=request.param)
+        server.add(f"up-to-{size}", FaultyHandler, batching=batching, replicas=replicas)
+    started = server.started()
+    with asyncio.Runner() as runner:
+        runner.run(started.__aenter__())
+        yield runner, server
+        runner.run(started.__aexit__(None, None, None))
 
 
 @settings(max_examples=40)
-@given(faults=crowds, max_size=st.integers(1, 16))
+@given(faults=crowds, max_size=st.sampled_from(SIZES))
 @example(faults=["infer:error"] * 8, max_size=8)
 @example(faults=["infer:exit", *[""] * 15], max_size=16)
 @example(faults=[*[""] * 15, "infer:error"], max_size=16)
 def test_of_any_batch_exactly_those_fail_that_raise_and_all_others_get_their_own_answers(
-    faults: list[str], max_size: int
+    faults: list[str], max_size: int, served: Served
 ) -> None:
-    answers = asyncio.run(answers_to(faults, max_size))
+    runner, server = served
+    answers = runner.run(answers_to(faults, server.model_for(f"up-to-{max_size}")))
 
     expected = [FAULTS[f] if f else digest_of(text_of(n, f)) for n, f in enumerate(faults)]
     assert answers == expected
@@ -50,12 +67,8 @@ def text_of(number: int, fault: str) -> str:
     return f"{number} {fault}"
 
 
-async def answers_to(faults: list[str], max_size: int) -> list[str]:
+async def answers_to(faults: list[str], model: Model) -> list[str]:
     """Give each request's digest or error, once all of them have waited for the model at once."""
-    options = ServerSettings(freeze_gc=False)
-    server = ModelServer(settings=options)
-    server.add("m", FaultyHandler, batching=Batching(max_size=max_size))
-    model = server.model_for("m")
 
     async def answer(number: int, fault: str) -> str:
         try:
@@ -64,16 +77,18 @@ async def answers_to(faults: list[str], max_size: int) -> list[str]:
         except MLServeError as exc:
             return exc.code
 
-    async with server.started(), asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(model.predict({"text": "first", "fault": "infer:hold", "hold_s": 0.01}))
         tasks = [group.create_task(answer(n, fault)) for n, fault in enumerate(faults)]
     return [task.result() for task in tasks]
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@pytest.fixture(
+    scope="module", params=[m for m in PLACED_MODES if m.is_stream], ids=lambda mode: mode.id
+)
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """Where the streaming model is to be found."""
-    with running(MODES[2].server(FaultyHandler), timeout_s=15) as client:
+    with running(request.param.server(FaultyHandler), timeout_s=15) as client:
         yield client.base_url.port or 80
 
 

@@ -1,17 +1,21 @@
 """Faults of replicas, queues and memory in every mode, each on a server of its own."""
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 from tests.faults.client import Plan, Record, play
-from tests.faults.handler import Ask, FaultyHandler, error_of
-from tests.faults.rig import Rig, require, require_healthy
-from tests.faults.table import MODES, TOO_LATE, Mode, Outcome, new_plan
+from tests.faults.flaky import Bounded, Flaky, Held
+from tests.faults.handler import FaultyHandler
+from tests.faults.notebook import Notebook
+from tests.faults.rig import N_HEALTHY, Rig, require, require_healthy
+from tests.faults.table import PLACED_MODES, TOO_LATE, Mode, Outcome, new_plan
 from tests.http.waiting import until
 
 from mlserve import Limits, ModelServer, Replicas, Restart
@@ -23,28 +27,10 @@ _RAISED = ("error", "exit", "interrupt", "cancelled", "memory", "oom")
 _WAIT_S = 10.0
 
 
-class Held(FaultyHandler):
-    """Keeps requests whose text says so until they are released."""
-
-    released: ClassVar[threading.Event]
-
-    def infer(self, inputs: list[Ask], calls: list[Any]) -> Any:
-        if any(item.text.startswith("hold") for item in inputs):
-            assert self.released.wait(_WAIT_S)
-        return super().infer(inputs, calls)
-
-    def stream(self, item: Ask, call: Any) -> Any:
-        if item.text.startswith("hold"):
-            assert self.released.wait(_WAIT_S)
-        return super().stream(item, call)
-
-
-def held_handler() -> type[Held]:
-    class Handler(Held):
-        released = threading.Event()
-        run: ClassVar[set[str]] = set()
-
-    return Handler
+@pytest.fixture
+def notes(tmp_path: Path) -> Notebook:
+    """What the model of a test notes, and is told."""
+    return Notebook(tmp_path)
 
 
 def holding(mode: Mode, rig: Rig, n: int) -> list[Plan]:
@@ -92,10 +78,9 @@ def play_behind(
 
 @pytest.mark.parametrize("timeout", [None, "0.08"], ids=["leaves", "runs out of time"])
 def test_what_is_not_wanted_any_more_while_it_waits_is_never_run(
-    timeout: str | None, mode: Mode, rig: Rig
+    timeout: str | None, mode: Mode, rig: Rig, notes: Notebook
 ) -> None:
-    handler = held_handler()
-    server = mode.server(handler, replicas=Replicas(max_streams=2))
+    server = mode.server(partial(Held, notes), replicas=Replicas(max_streams=2))
     holders = holding(mode, rig, 2 if mode.is_stream else 1)
     options: dict[str, Any] = {"behaviour": "leaves", "leave_after_s": 0.05}
     if timeout is not None:
@@ -109,7 +94,7 @@ def test_what_is_not_wanted_any_more_while_it_waits_is_never_run(
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
         held, records = play_behind(
-            port, holders, [*faulty, *healthy], handler.released.set, server, mode
+            port, holders, [*faulty, *healthy], partial(notes.note, "released"), server, mode
         )
         rig.note(held)
         rig.note(records)
@@ -117,15 +102,16 @@ def test_what_is_not_wanted_any_more_while_it_waits_is_never_run(
 
     require_healthy([*held, *(r for r in records if not r.plan.is_faulty)], mode)
     require(TOO_LATE if timeout else Outcome(None), [r for r in records if r.plan.is_faulty])
-    assert handler.run is not None
-    assert handler.run.isdisjoint(plan.id for plan in faulty)
+    begun = set(notes.read("run"))
+    assert begun >= {plan.id for plan in [*holders, *healthy]}
+    assert begun.isdisjoint(plan.id for plan in faulty)
 
 
 def test_what_finds_no_place_is_refused_at_once_and_the_rest_is_answered(
-    mode: Mode, rig: Rig
+    mode: Mode, rig: Rig, notes: Notebook
 ) -> None:
-    handler = held_handler()
     limits = Limits(timeout_s=_WAIT_S, stream_timeout_s=_WAIT_S, max_queue_size=4)
+    handler = partial(Held, notes)
     server = mode.server(handler, limits=limits, replicas=Replicas(max_streams=2))
     holders = holding(mode, rig, 2 if mode.is_stream else 1)
     model = server.model_for(mode.name)
@@ -140,7 +126,7 @@ def test_what_finds_no_place_is_refused_at_once_and_the_rest_is_answered(
             while len(refused) < 8:
                 await asyncio.wait(set(crowd) - set(refused), return_when="FIRST_COMPLETED")
                 refused = [task for task in crowd if task.done()]
-            handler.released.set()
+            notes.note("released")
         waited = [task.result()[0] for task in crowd if task not in refused]
         return [task.result()[0] for task in refused], [*waited, *first.result()]
 
@@ -156,23 +142,13 @@ def test_what_finds_no_place_is_refused_at_once_and_the_rest_is_answered(
     require_healthy(served, mode)
 
 
-def memory_bound(n: int) -> type[FaultyHandler]:
-    class Handler(FaultyHandler):
-        sizes: ClassVar[list[int]] = []
-
-        def infer(self, inputs: list[Ask], calls: list[Any]) -> Any:
-            self.sizes.append(len(inputs))
-            if len(inputs) > n:
-                raise error_of("oom")
-            return super().infer(inputs, calls)
-
-    return Handler
-
-
-def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_notices(rig: Rig) -> None:
-    mode = MODES[1]
-    handler = memory_bound(3)
-    server = mode.server(handler)
+@pytest.mark.parametrize(
+    "mode", [mode for mode in PLACED_MODES if mode.name == "batched"], ids=lambda mode: mode.id
+)
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_notices(
+    mode: Mode, rig: Rig, notes: Notebook
+) -> None:
+    server = mode.server(partial(Bounded, notes, 3))
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
@@ -181,70 +157,30 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_notices(rig:
             require_healthy(records, mode)
         rig.require_recovered(port, mode, server)
 
-    sizes: list[int] = handler.sizes  # type: ignore[attr-defined]  # of the class made above
+    sizes = [int(size) for size in notes.read("size")]
     assert max(sizes) > 3
     first = next(number for number, size in enumerate(sizes) if size > 3)
     assert max(sizes[first + 40 :], default=0) <= 4  # what was learned is kept
 
 
-class Flaky(FaultyHandler):
-    """Fails in the hooks of a replica's life when `broken` names them."""
-
-    broken: ClassVar[dict[str, str]]
-    n_loads: ClassVar[int]
-    n_unloads: ClassVar[int]
-    loaded: ClassVar[set[int]]
-    is_first: bool
-    """Whether it is the first handler of its replica's number."""
-
-    def load(self) -> None:
-        cls = type(self)
-        cls.n_loads += 1
-        self.is_first = self.context.replica not in cls.loaded
-        cls.loaded.add(self.context.replica)
-        self._fail("load")
-
-    def warmup(self) -> None:
-        self._fail("warmup")
-
-    def unload(self) -> None:
-        type(self).n_unloads += 1
-        self._fail("unload")
-
-    def health(self) -> None:
-        if self.is_first and str(self.context.replica) == self.broken.get("ails"):
-            raise RuntimeError("This replica ails.")
-
-    def _fail(self, hook: str) -> None:
-        if hook in self.broken:
-            raise error_of(self.broken[hook])
-
-
-def flaky_handler(**broken: str) -> type[Flaky]:
-    hooks = broken
-
-    class Handler(Flaky):
-        broken: ClassVar[dict[str, str]] = hooks
-        n_loads: ClassVar[int] = 0
-        n_unloads: ClassVar[int] = 0
-        loaded: ClassVar[set[int]] = set()
-
-    return Handler
-
-
-@pytest.mark.parametrize("what", _RAISED)
 @pytest.mark.parametrize("hook", ["load", "warmup"])
-def test_a_model_that_cannot_start_is_out_of_order_and_another_one_works(
-    hook: str, what: str, mode: Mode, rig: Rig
+def test_models_that_cannot_start_are_out_of_order_and_another_one_works(
+    hook: str, mode: Mode, rig: Rig, tmp_path: Path
 ) -> None:
     server = mode.server(FaultyHandler, on_load_failure="serve")
-    server.add("broken", flaky_handler(**{hook: what}))
-    broken = Mode("broken", mode.max_size, mode.hook)
-    faulty = [new_plan(broken, f"faulty-{n}", rig.dice, is_faulty=True) for n in range(4)]
+    faulty = []
+    for what in _RAISED:
+        broken = replace(mode, name=f"broken-{what}")
+        notes = Notebook(tmp_path / broken.name)
+        notes.folder.mkdir()
+        notes.note(f"fails-{hook}", what)
+        replicas = Replicas(placement=mode.placement)
+        server.add(broken.name, partial(Flaky, notes), replicas=replicas)
+        faulty += [new_plan(broken, broken.name, rig.dice, is_faulty=True) for _ in range(2)]
 
     with running(server, wait_ready=False, timeout_s=15) as client:
         port = client.base_url.port or 80
-        until(lambda: server.model_for("broken").state == "failed")
+        until(lambda: sum(model.state == "failed" for model in server.registry) == len(_RAISED))
         until(lambda: server.model_for(mode.name).state == "ready")
         rig.play_fault(port, mode, faulty, Outcome(503, "model_failed"))
         rig.require_recovered(port, mode, server)
@@ -277,53 +213,53 @@ def play_while_reloading(
     """Send requests while `n` reloads run one after another; also give the reloads' statuses."""
 
     async def play_all() -> tuple[list[Record], list[int]]:
+        records: list[Record] = []
         async with asyncio.TaskGroup() as group:
-            requests = group.create_task(play(port, plans))
-            statuses = [await reload() for _ in range(n)]
-        return requests.result(), statuses
+            reloads = group.create_task(reload_all())
+            while not reloads.done():
+                records += await play(port, rig.healthy(mode))
+        return records, reloads.result()
 
-    plans = [plan for number in range(6) for plan in rig.healthy(mode, 10)]
-    for plan in plans:
-        plan.at_s = rig.dice.random() * 0.4
+    async def reload_all() -> list[int]:
+        return [await reload() for _ in range(n)]
+
     return asyncio.run(play_all())
 
 
-@pytest.mark.parametrize("what", [None, "error", "exit", "cancelled"])
 def test_reloads_under_load_lose_nothing_even_if_unload_raises(
-    what: str | None, mode: Mode, rig: Rig
+    mode: Mode, rig: Rig, notes: Notebook
 ) -> None:
-    handler = flaky_handler(**({} if what is None else {"unload": what}))
-    server = mode.server(handler)
+    server = mode.server(partial(Flaky, notes))
+    notes.note("fails-unload", "", "error", "exit", "cancelled", "")
     app = with_reload(server, mode)
 
     with running(app, timeout_s=15) as client:
         port = client.base_url.port or 80
-        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 5)
-        rig.note(records, n_faults=5)
-        assert handler.n_unloads == 5
+        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 4)
+        rig.note(records, n_faults=4)
+        assert len(notes.read("unloaded")) == 4
         rig.require_recovered(port, mode, server)
 
     require_healthy(records, mode)
-    assert statuses == [200] * 5
-    assert handler.n_loads == handler.n_unloads == 1 + 5
+    assert statuses == [200] * 4
+    assert len(notes.read("loaded")) == len(notes.read("unloaded")) == 1 + 4
 
 
-def test_a_reload_that_fails_keeps_the_old_model(mode: Mode, rig: Rig) -> None:
-    handler = flaky_handler()
-    server = mode.server(handler)
+def test_a_reload_that_fails_keeps_the_old_model(mode: Mode, rig: Rig, notes: Notebook) -> None:
+    server = mode.server(partial(Flaky, notes))
     app = with_reload(server, mode)
 
     with running(app, timeout_s=15) as client:
         port = client.base_url.port or 80
-        handler.broken["load"] = "error"
-        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 3)
-        rig.note(records, n_faults=3)
-        assert handler.n_unloads == 3  # of what could not be loaded
+        notes.note("fails-load", "error")
+        records, statuses = play_while_reloading(rig, port, mode, reloading(client), 2)
+        rig.note(records, n_faults=2)
+        assert len(notes.read("unloaded")) == 2  # of what could not be loaded
         rig.require_recovered(port, mode, server)
 
     require_healthy(records, mode)
-    assert statuses == [500] * 3
-    assert handler.n_loads == handler.n_unloads == 1 + 3
+    assert statuses == [500] * 2
+    assert len(notes.read("loaded")) == len(notes.read("unloaded")) == 1 + 2
 
 
 def spread(rig: Rig, mode: Mode) -> list[Plan]:
@@ -334,53 +270,58 @@ def spread(rig: Rig, mode: Mode) -> list[Plan]:
     return plans
 
 
-def test_while_an_ailing_replica_is_replaced_the_other_one_serves(mode: Mode, rig: Rig) -> None:
-    handler = flaky_handler(ails="0")
+def test_while_an_ailing_replica_is_replaced_the_other_one_serves(
+    mode: Mode, rig: Rig, notes: Notebook
+) -> None:
+    notes.note("ails", "0")
     replicas = Replicas(count=2, restart=Restart(backoff_s=0.01))
-    server = mode.server(handler, replicas=replicas, health_period_s=0.05)
+    server = mode.server(partial(Flaky, notes), replicas=replicas, health_period_s=0.05)
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
         records = rig.play(port, spread(rig, mode))
-        until(lambda: handler.n_loads >= 3)
+        until(lambda: len(notes.read("loaded")) >= 3)
         rig.require_recovered(port, mode, server)
 
     require_healthy(records, mode)
 
 
-def test_while_the_only_replica_is_replaced_requests_are_refused_or_answered_never_lost(
-    mode: Mode, rig: Rig
+def test_while_the_only_replica_is_replaced_requests_are_refused_or_wait_and_none_is_lost(
+    mode: Mode, rig: Rig, notes: Notebook
 ) -> None:
-    may_load = threading.Event()
-    flaky = flaky_handler(ails="0")
-
-    class Handler(flaky):  # type: ignore[misc, valid-type]  # made for this test
-        def load(self) -> None:
-            super().load()
-            assert self.is_first or may_load.wait(_WAIT_S)
-
+    notes.note("ails", "0")
+    notes.note("waits")
+    restart = Restart(backoff_s=0.01)
     server = mode.server(
-        Handler, replicas=Replicas(restart=Restart(backoff_s=0.01)), health_period_s=0.05
+        partial(Flaky, notes), replicas=Replicas(restart=restart), health_period_s=0.05
     )
+    model = server.model_for(mode.name)
+    is_refused = mode.placement == "thread"
 
     async def play_all(port: int) -> tuple[list[Record], list[Record]]:
         async with asyncio.TaskGroup() as group:
             beside = group.create_task(play(port, spread(rig, mode)))
-            await asyncio.to_thread(until, lambda: Handler.n_loads == 2)
-            held = await play(port, rig.healthy(mode))
-            may_load.set()
-        return beside.result(), held
+            await asyncio.to_thread(until, lambda: len(notes.read("loaded")) == 2)
+            held = group.create_task(play(port, rig.healthy(mode)))
+            if is_refused:
+                await held
+            else:
+                await asyncio.to_thread(until, lambda: model.statistics().queued >= N_HEALTHY)
+            notes.note("may load")
+        return beside.result(), held.result()
 
     with running(server, timeout_s=15) as client:
         port = client.base_url.port or 80
         beside, held = asyncio.run(play_all(port))
         rig.note([*beside, *held])
-        until(lambda: server.model_for(mode.name).state == "ready")
+        until(lambda: model.state == "ready")
         after = rig.play(port, rig.healthy(mode))
         rig.require_recovered(port, mode, server)
 
-    refused = [record for record in beside if record.status != 200]
-    require(Outcome(503, "model_failed"), [*held, *refused])
-    assert all("retry-after" in record.answers[0].headers for record in [*held, *refused])
-    require_healthy([*after, *(record for record in beside if record.status == 200)], mode)
-    assert Handler.n_loads == Handler.n_unloads == 2
+    refused = [record for record in [*beside, *held] if record.status != 200]
+    require(Outcome(503, "model_failed"), refused)
+    assert all("retry-after" in record.answers[0].headers for record in refused)
+    require_healthy([*after, *(r for r in [*beside, *held] if r.status == 200)], mode)
+    assert all((record.status != 200) is is_refused for record in held)
+    assert is_refused or not refused
+    assert len(notes.read("loaded")) == len(notes.read("unloaded")) == 2

@@ -2,30 +2,30 @@
 
 import asyncio
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from tests.faults.draining import stop_under_load
+from tests.faults.flaky import Tokens
+from tests.faults.notebook import Notebook
 from tests.faults.processes import serving
 from tests.faults.rig import Rig, Tally
 from tests.faults.table import Mode
 
-from mlserve import ModelHandler, ModelServer
+from mlserve import ModelServer, Replicas
 from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
-
-TOKEN_S = 0.02
 
 
 def test_a_stop_under_load_answers_every_request_on_every_open_connection(
     mode: Mode, rig: Rig
 ) -> None:
-    with serving() as served:
-        records = asyncio.run(stop_under_load(served, mode, rig.dice, rig.dice.random() * 0.4))
+    with serving(FAULTS_PLACEMENT=mode.placement) as served:
+        records = asyncio.run(stop_under_load(served, mode, rig.dice, rig.dice.uniform(0.1, 0.4)))
         code = served.process.wait(10)
         log = served.log()
 
@@ -36,45 +36,30 @@ def test_a_stop_under_load_answers_every_request_on_every_open_connection(
     assert "Traceback" not in log
 
 
-class Tokens(ModelHandler[str, int]):
-    """A token every 20 ms, for ever; notes when it began with each, and when it was closed."""
-
-    begun: ClassVar[list[float]] = []
-    closed: ClassVar[threading.Event] = threading.Event()
-
-    def stream(self, item: str) -> Iterator[int]:
-        try:
-            while True:
-                self.begun.append(time.monotonic())
-                time.sleep(TOKEN_S)  # stands for the model
-                yield len(self.begun)
-        finally:
-            self.closed.set()
-
-
+@pytest.mark.parametrize("placement", ["thread", "process"])
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_stream_whose_client_has_left_computes_at_most_two_more_tokens(
-    attempt: int, tally: Tally
+    attempt: int, placement: Literal["thread", "process"], tally: Tally, tmp_path: Path
 ) -> None:
-    Tokens.begun.clear()
-    Tokens.closed.clear()
+    notes = Notebook(tmp_path)
+    server = ModelServer()
+    server.add("tokens", partial(Tokens, notes), replicas=Replicas(placement=placement))
     request = (
         b"POST /v1/models/tokens/stream HTTP/1.1\r\nHost: test\r\n"
         b'Content-Type: application/json\r\nContent-Length: 4\r\n\r\n"go"'
     )
 
-    with running(ModelServer().add("tokens", Tokens), timeout_s=15) as client:
+    with running(server, timeout_s=15) as client:
         with socket.create_connection(("127.0.0.1", client.base_url.port or 80), 5) as connection:
             connection.sendall(request)
             received = b""
             while received.count(b"data: ") < 3 + attempt:
                 received += connection.recv(4096)
         left_at = time.monotonic()
-        was_closed = Tokens.closed.wait(5)
-        took_s = time.monotonic() - left_at
+        notes.wait_for("closed", 5)
 
-    n_after = sum(begun_at > left_at for begun_at in Tokens.begun)
+    [closed_at] = map(float, notes.read("closed"))
+    n_after = sum(float(begun_at) > left_at for begun_at in notes.read("begun"))
     tally.tokens_after_leaving = max(tally.tokens_after_leaving, n_after)
-    tally.slowest_stop_s = max(tally.slowest_stop_s, took_s)
-    assert was_closed
+    tally.slowest_stop_s = max(tally.slowest_stop_s, closed_at - left_at)
     assert n_after <= 2
