@@ -27,9 +27,9 @@ __all__ = ["main"]
 logger = get_logger(__name__)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Serve until told otherwise."""
-    inherited = inherit(arguments)
+    inherited = inherit()
     faulthandler.enable()
     boot: WorkerBoot = read_boot(inherited.control)
     configure_logging(boot.log_level)
@@ -88,7 +88,3 @@ _CHANGED = (
     "The models in this process are others than those that its supervisor found: the module must"
     " make the same server each time that it is imported."
 )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

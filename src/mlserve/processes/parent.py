@@ -24,15 +24,13 @@ class Inheritance:
     """What else its program is given."""
 
 
-def inherit(arguments: list[str]) -> Inheritance:
+def inherit() -> Inheritance:
     """
     Take what the supervisor has left, and end with it from now on; the first call of a program.
 
-    Args:
-        arguments: The supervisor's process number and the descriptors, as `ChildProcess` gives
-            them to the program.
+    Its arguments are the supervisor's process number and the descriptors.
     """
-    parent, control_fd, door_fd, *fds = map(int, arguments)
+    parent, control_fd, door_fd, *fds = map(int, sys.argv[1:])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -76,7 +76,7 @@ class ChildProcess:
         Start a program of ours.
 
         Args:
-            module: Its main module, which begins with `parent.inherit`.
+            module: Its module, whose `main` begins with `parent.inherit`.
             boot: What it is sent first.
             fds: What it is given besides the sockets that lead here; they stay open here.
             environment: Its environment variables.
@@ -105,7 +105,9 @@ class ChildProcess:
         fds = (control.fileno(), self._their_door.fileno(), *fds)
         with control, self._their_door:
             process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", module, str(os.getpid()), *map(str, fds)],
+                # Not with `-m`: the module would be `__main__`, also in the log.
+                [sys.executable, "-c", f"from {module} import main; main()"]
+                + [str(number) for number in (os.getpid(), *fds)],
                 pass_fds=fds,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,

@@ -269,9 +269,9 @@ class ReplicaProcess:
             end_at_once()
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Be a replica until told otherwise."""
-    inherited = inherit(arguments)
+    inherited = inherit()
     faulthandler.enable()
     # They mean the supervisor, who finishes what is in flight first.
     # The last one stops whoever writes to a terminal that another process group has.
@@ -297,7 +297,3 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
