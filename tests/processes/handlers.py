@@ -132,6 +132,87 @@ class Preprocessing(Obedient):
         return output
 
 
+class Noting(ModelHandler[str, str]):
+    """
+    Notes in a file what is done to it, and does chores.
+
+    Args:
+        notes: The file.
+        unload: What to do in `unload`.
+    """
+
+    batching = Batching(max_size=1)
+
+    def __init__(self, notes: Path, unload: str = "") -> None:
+        self._notes = notes
+        self._unload = unload
+        self._kept: list[bytes] = []
+
+    def load(self) -> None:
+        self._note("load")
+
+    def infer(self, inputs: list[str]) -> list[str]:
+        return [self._chore(*order.split()) for order in inputs]
+
+    def stream(self, item: str) -> Iterator[str]:
+        for number in range(int(item)):
+            yield str(number)
+
+    def unload(self) -> None:
+        follow(self._unload)
+        self._note("unload")
+
+    def _note(self, event: str) -> None:
+        with self._notes.open("a") as file:
+            file.write(f"{event} {os.getpid()}\n")
+
+    def _chore(self, verb: str = "", *args: str) -> str:
+        if verb == "leak":
+            self._kept.append(b"x" * int(args[0]))
+        elif verb == "fork" and os.fork() == 0:
+            time.sleep(LONG_S)
+            os._exit(0)
+        elif verb == "thread":
+            threading.Thread(target=time.sleep, args=(LONG_S,), daemon=False).start()
+        elif verb == "variable":
+            return os.environ.get(args[0], "")
+        elif verb == "environment":
+            return Path("/proc/self/environ").read_text()
+        elif verb == "place":
+            return f"{self.context.device} {self.context.replica} {self.context.threads}"
+        return str(os.getpid())
+
+
+class Sickly(ModelHandler[str, str]):
+    """
+    Fails while a file is there.
+
+    Args:
+        broken: With it, `infer` raises.
+        ill: With it, `health` does.
+        way: What `health` does then.
+    """
+
+    batching = Batching(max_size=1)
+
+    def __init__(self, broken: Path, ill: Path = Path("/nowhere"), way: str = "raise") -> None:
+        self._broken = broken
+        self._ill = ill
+        self._way = way
+
+    def infer(self, inputs: list[str]) -> list[str]:
+        if self._broken.exists():
+            raise RuntimeError("It is broken.")
+        return [str(os.getpid()) for _ in inputs]
+
+    def examples(self) -> list[str]:
+        return ["a"]
+
+    def health(self) -> None:
+        if self._ill.exists():
+            break_down(self._way)
+
+
 class Telling(ModelHandler[str, dict[str, Any]]):
     """Says what a hook can know of its request."""
 

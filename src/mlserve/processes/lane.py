@@ -116,8 +116,9 @@ class RemoteLane:
     @property
     def is_recovering(self) -> bool:
         """Whether requests may wait although no replica serves."""
-        # The end of a replica is seen here first, and by its supervisor a moment later.
-        return self._status.is_recovering or not self._status.serving <= self._clients.keys()
+        # What becomes of a replica is seen here first, and by its supervisor a moment later.
+        opened = {number for number, client in self._clients.items() if client.is_open}
+        return self._status.is_recovering or not self._status.serving <= opened
 
     @property
     def reason(self) -> str | None:
