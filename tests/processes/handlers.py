@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlserve import Batching, ModelHandler
+from mlserve import Batching, InvalidInputError, ModelHandler
 from mlserve.handler import Call
 
 LONG_S = 300.0
@@ -228,3 +228,97 @@ class Telling(ModelHandler[str, dict[str, Any]]):
             "remaining_s": call.remaining_s,
             "headers": dict(call.headers),
         }
+
+
+class Careful(ModelHandler[str, dict[str, Any]]):
+    """Notes what it runs, and looks whether somebody still waits."""
+
+    batching = Batching(max_size=1)
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def infer(self, inputs: list[str], calls: list[Call]) -> list[dict[str, Any]]:
+        self._note(inputs[0])
+        if inputs[0] == "until cancelled":
+            self._wait(calls[0])
+        else:
+            follow(inputs[0])
+        return [{"text": inputs[0]}]
+
+    def stream(self, item: str, call: Call) -> Iterator[dict[str, Any]]:
+        try:
+            if item == "until cancelled":
+                yield {"text": "waiting"}
+                self._wait(call)
+            for number in range(100):
+                self._note(f"chunk {number}")
+                yield {"text": str(number)}
+        finally:
+            self._note("closed")
+
+    def _wait(self, call: Call) -> None:
+        while not call.cancelled:
+            time.sleep(0.002)
+        self._note("cancelled")
+
+    def _note(self, event: str) -> None:
+        with self._notes.open("a") as file:
+            file.write(f"{event}\n")
+
+
+class Limited(ModelHandler[int, dict[str, int]]):
+    """Has memory for so many requests, whose costs and keys are what they are."""
+
+    batching = Batching(max_size=8)
+
+    def __init__(self, most: int = 8, *, has_costs: bool = False) -> None:
+        self._most = most
+        self._has_costs = has_costs
+
+    def cost(self, item: int) -> int:
+        return item if self._has_costs else 1
+
+    def batch_key(self, item: int) -> int:
+        return 0 if self._has_costs else item % 2
+
+    def infer(self, inputs: list[int]) -> list[dict[str, int]]:
+        if len(inputs) > self._most:
+            raise MemoryError("It is too much.")
+        return [
+            {"value": value, "n": len(inputs), "odd": value % 2, "sum": sum(inputs)}
+            for value in inputs
+        ]
+
+
+class Anything(ModelHandler[Any, Any]):
+    """Gives back what it gets, and for words what the words say."""
+
+    batching = Batching(max_size=8)
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        return [self._answer(item) for item in inputs]
+
+    def stream(self, item: Any) -> Iterator[Any]:
+        yield item
+        yield (lambda: None) if isinstance(item, str) else item
+
+    def _answer(self, item: Any) -> Any:
+        if isinstance(item, str) and item == "unsendable":
+            return lambda: None
+        if isinstance(item, str) and item == "refuse":
+            return InvalidInputError("Say something else.")
+        if isinstance(item, str) and item == "oddly":
+            return OddError("a", "b")
+        if hasattr(item, "tobytes"):
+            item *= 2  # in place: it is this process's own
+            return item.tobytes()
+        return item if isinstance(item, str) else item + item
+
+
+class OddError(InvalidInputError):
+    """Has a constructor that takes something else than its message."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+        self.second = second
