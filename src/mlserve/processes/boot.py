@@ -16,6 +16,10 @@ from mlserve.spec import Factory
 __all__ = ["Boot", "boot_bytes", "main_module", "prepare_main", "read_boot", "require_main"]
 
 _LENGTH = struct.Struct("<Q")
+_GUARD = (
+    "Each process of a server imports its main module, which must not start the server again:"
+    " put what does below `if __name__ == '__main__':`."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,12 @@ def prepare_main(main: dict[str, Any]) -> None:
     process._inheriting = True  # noqa: SLF001 - what `multiprocessing` itself asks in its processes
     try:
         spawn.prepare(main)
+    except SystemExit as exc:
+        raise ConfigurationError(f"The main module exits when it is imported. {_GUARD}") from exc
+    except Exception as exc:
+        if str(exc) != _GUARD and main.keys() & {"init_main_from_name", "init_main_from_path"}:
+            exc.add_note(f"That was raised by the import of the main module. {_GUARD}")
+        raise
     finally:
         del process._inheriting  # noqa: SLF001
 
@@ -93,10 +103,7 @@ def require_main() -> None:
         ConfigurationError: If the main module does so when it is imported.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ConfigurationError(
-            "Each process of a server imports its main module, which must not start the server"
-            " again: put what does below `if __name__ == '__main__':`."
-        )
+        raise ConfigurationError(_GUARD)
 
 
 def boot_bytes(boot: object) -> bytes:
