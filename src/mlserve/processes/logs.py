@@ -18,6 +18,8 @@ class LinkHandler(logging.Handler):
     """
     Sends records to the supervisor. Any thread.
 
+    While the supervisor takes none they are counted and dropped: a log must not fill the memory.
+
     Args:
         link: The way to the supervisor.
         mailbox: The way to the event loop, where the link lives.
@@ -27,6 +29,7 @@ class LinkHandler(logging.Handler):
         super().__init__()
         self._link = link
         self._mailbox = mailbox
+        self._n_dropped = 0
 
     def install(self, levels: dict[str, int]) -> None:
         """Take every record of this process from the given levels upwards."""
@@ -36,17 +39,19 @@ class LinkHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record, as text where it would not survive the way."""
+        if self._link.is_congested:
+            self._n_dropped += 1
+            return
+        if self._n_dropped:
+            self._send(_note_on(self._n_dropped))
+            self._n_dropped = 0
+        self._send(record)
+
+    def _send(self, record: logging.LogRecord) -> None:
         try:
             packed = pack(_facts_of(record))
         except Exception:  # noqa: BLE001 - what stands in a record may be anything
-            plain = logging.makeLogRecord({})
-            plain.name, plain.levelno, plain.levelname = (
-                record.name,
-                record.levelno,
-                record.levelname,
-            )
-            plain.msg = record.getMessage()
-            packed = pack(vars(plain))
+            packed = pack(_plain_facts_of(record))
         self._mailbox.post(self._link.send, (messages.LOG, packed))
 
 
@@ -74,3 +79,20 @@ def _facts_of(record: logging.LogRecord) -> dict[str, Any]:
         prepared.exc_text = record.exc_text or _formatter.formatException(record.exc_info)
         prepared.exc_info = None
     return vars(prepared)
+
+
+def _plain_facts_of(record: logging.LogRecord) -> dict[str, Any]:
+    plain = logging.makeLogRecord({"name": record.name, "levelno": record.levelno})
+    plain.levelname = record.levelname
+    try:
+        plain.msg = record.getMessage()
+    except Exception as exc:  # noqa: BLE001 - its arguments do not fit it, or are broken themselves
+        plain.msg = f"{record.msg!s} ({type(exc).__name__} in its arguments)"
+    return vars(plain)
+
+
+def _note_on(n_dropped: int) -> logging.LogRecord:
+    note = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING})
+    note.levelname = "WARNING"
+    note.msg = f"{n_dropped} log records of a replica were dropped: they came too fast."
+    return note
