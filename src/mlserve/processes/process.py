@@ -203,6 +203,7 @@ class ChildProcess:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _note_stopped(self) -> None:
+        self._note_continued()  # which is not told if it lasted a moment only
         logger.error("process.stopped", extra={"pid": self.pid})
         self._continued = self._loop.call_later(_STOPPED_S, self.kill)
 
