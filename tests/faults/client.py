@@ -92,6 +92,10 @@ class Record:
     n_chunks: int = 0
     """How many chunks of a stream came before its error or end."""
     latency_s: float = 0.0
+    ended_at: float = 0.0
+    """When its connection ended, in monotonic seconds."""
+    pid: int = 0
+    """Which process has made the answer, or its last chunk."""
 
     @property
     def is_accepted(self) -> bool:
@@ -139,7 +143,8 @@ async def ask(port: int, plan: Plan, started: float | None = None) -> Record:
         record.problem = f"no end within {GIVE_UP_S:g} s"
     except OSError as exc:
         record.problem = f"the connection broke: {exc!r}"
-    record.latency_s = loop.time() - began
+    record.ended_at = loop.time()
+    record.latency_s = record.ended_at - began
     judge(record, bytes(received))
     return record
 
@@ -377,4 +382,5 @@ def _note_error(record: Record, error: dict[str, Any]) -> None:
 
 def _note_receipt(record: Record, receipt: dict[str, Any], number: int) -> None:
     expected = (record.plan.id, number, digest_of(record.plan.payload["text"], number))
+    record.pid = receipt["pid"]
     record.is_own &= (receipt["id"], receipt["number"], receipt["digest"]) == expected

@@ -50,6 +50,8 @@ class Ask(BaseModel):
 class Receipt(BaseModel):
     id: str
     digest: str
+    pid: int
+    """Which process has made it."""
     number: int = 0
     score: float = 0.0
     extra: Any = None
@@ -100,6 +102,14 @@ def error_of(what: str) -> BaseException:
     return ERRORS[what]()
 
 
+def receipt_of(item: Ask, call: Call, digest: str, number: int = 0) -> Receipt:
+    """Make an answer or a chunk in this process."""
+    padding = "x" * item.padding
+    return Receipt(
+        id=call.request_id, digest=digest, pid=os.getpid(), number=number, padding=padding
+    )
+
+
 def spoiled(receipt: Receipt, what: str) -> Any:
     """Give an output that cannot be sent."""
     if what == "type":
@@ -143,23 +153,23 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
         return [Ask(text="example")]
 
     def preprocess(self, request: Ask) -> Ask:
-        suffer(request, "preprocess")
+        self._suffer(request, "preprocess")
         return request
 
     def infer(self, inputs: list[Ask], calls: list[Call]) -> Any:
         self._note("run", *(call.request_id for call in calls))
         time.sleep(INFER_S)  # stands for the model
         for item in inputs:
-            suffer(item, "infer")
+            self._suffer(item, "infer")
         return self._outputs(inputs)
 
     def postprocess(self, output: tuple[Ask, str], call: Call) -> Any:
-        suffer(output[0], "postprocess")
+        self._suffer(output[0], "postprocess")
         return self._receipt(output, call)
 
     def stream(self, item: Ask, call: Call) -> Any:
         self._note("run", call.request_id)
-        suffer(item, "infer")
+        self._suffer(item, "infer")
         if item.stage == "batch" and item.what in STREAMS:
             return STREAMS[item.what](item)
         return self._parts(item, call)
@@ -176,8 +186,11 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
 
     def _receipt(self, output: tuple[Ask, str], call: Call) -> Any:
         item, digest = output
-        receipt = Receipt(id=call.request_id, digest=digest, padding="x" * item.padding)
+        receipt = receipt_of(item, call, digest)
         return spoiled(receipt, item.what) if item.stage == "output" else receipt
+
+    def _suffer(self, item: Ask, stage: str) -> None:
+        suffer(item, stage)
 
     def _note(self, topic: str, *texts: str) -> None:
         if self.notes is not None:
@@ -191,14 +204,12 @@ class FaultyHandler(ModelHandler[Ask, Receipt]):
     def _parts(self, item: Ask, call: Call) -> Iterator[Any]:
         for number in range(item.chunks):
             if number == item.at:
-                suffer(item, "place")
+                self._suffer(item, "place")
             time.sleep(INFER_S / N_CHUNKS)  # stands for the model
-            digest = digest_of(item.text, number)
-            padding = "x" * item.padding
-            part = Receipt(id=call.request_id, digest=digest, number=number, padding=padding)
+            part = receipt_of(item, call, digest_of(item.text, number), number)
             is_bad = item.stage == "output" and number == item.at
             yield spoiled(part, item.what) if is_bad else part
-        suffer(item, "postprocess")
+        self._suffer(item, "postprocess")
 
 
 class AsyncFaultyHandler(FaultyHandler):

@@ -184,6 +184,9 @@ def test_models_that_cannot_start_are_out_of_order_and_another_one_works(
         until(lambda: server.model_for(mode.name).state == "ready")
         rig.play_fault(port, mode, faulty, Outcome(503, "model_failed"))
         rig.require_recovered(port, mode, server)
+        reasons = [model.engine.lifecycle.reason for model in server.registry]
+
+    assert sum(str(reason).startswith("loading failed with") for reason in reasons) == len(_RAISED)
 
 
 def with_reload(server: ModelServer, mode: Mode) -> FastAPI:
