@@ -171,10 +171,7 @@ class RemoteLane:
             OverloadedError: If its turn would come too late.
         """
         admission, board = self._admission, self._board
-        state = board.n_observed(), self.n_serving
-        if state != self._learned_from:
-            self._learned_from = state
-            admission.learn(board.learned_cost(), max(1, self.n_serving))
+        self._learn()
         n_ahead = n_waiting = board.n_waiting()
         if self._spec.limits.priorities:
             n_ahead -= board.n_less_urgent(priority)
@@ -275,6 +272,7 @@ class RemoteLane:
     def figures(self) -> Figures:
         """Say what was done and is being done by this model's processes together."""
         board = self._board
+        self._learn()
         return Figures(
             replicas=self.n_serving,
             in_flight=board.in_flight(),
@@ -338,6 +336,13 @@ class RemoteLane:
             self._held.append(ticket)
         else:
             client.submit(ticket)
+
+    def _learn(self) -> None:
+        """Look at what batches cost, which other processes may have found out."""
+        state = self._board.n_observed(), self.n_serving
+        if state != self._learned_from:
+            self._learned_from = state
+            self._admission.learn(self._board.learned_cost(), max(1, self.n_serving))
 
     def _choose(self, ticket: Ticket) -> ReplicaClient | None:
         free = [client for client in self._clients.values() if client.takes_work]
