@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from signal import SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
 import httpx2
 import pytest
@@ -257,6 +257,16 @@ def test_sigterm_under_load_costs_no_request_and_leaves_no_process(
     assert pid in children
     assert not any(is_alive(child) for child in children)
     assert sum("Stopping" in line for line in served.lines) == 1
+
+
+def test_ctrl_c_in_a_terminal_stops_it_too(folder: Path) -> None:
+    with sharing(folder) as served:
+        served.address()
+        served.process.send_signal(SIGINT)
+        code = served.exit_code()
+
+    assert code == 0
+    assert len(pids_that(served, "unload mix")) == 1
 
 
 def test_both_processes_say_at_once_that_they_stop(folder: Path) -> None:

@@ -26,6 +26,11 @@ __all__ = ["main"]
 
 logger = get_logger(__name__)
 
+_CHANGED = (
+    "The models in this process are others than those that its supervisor found: the module must"
+    " make the same server each time that it is imported."
+)
+
 
 def main() -> None:
     """Serve until told otherwise."""
@@ -82,9 +87,3 @@ def _share(
 def _install(placement: ProcessPlacement, index: int, fleet: SharedFleet) -> None:
     placement.index = index
     placement.open_fleet = lambda _spec, _factory: fleet
-
-
-_CHANGED = (
-    "The models in this process are others than those that its supervisor found: the module must"
-    " make the same server each time that it is imported."
-)

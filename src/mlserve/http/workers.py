@@ -357,11 +357,8 @@ class _Worker:
 
     async def _pause(self) -> None:
         """Wait before the next process, unless the server ends."""
-        if self._n_short <= 1:
-            return
-        pause_s = min(_PAUSE_S * 2.0 ** (self._n_short - 2), _MAX_PAUSE_S)
         try:
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout(_pause_s(self._n_short)):
                 await self._supervisor.ending.wait()
         except TimeoutError:
             return
@@ -377,3 +374,8 @@ class _Worker:
 
     def __repr__(self) -> str:
         return f"<_Worker {self.index}: {self.process!r}>"
+
+
+def _pause_s(n_short: int) -> float:
+    """Say how long to wait after so many short lives in a row, in seconds; pure."""
+    return 0.0 if n_short <= 1 else min(_PAUSE_S * 2.0 ** (n_short - 2), _MAX_PAUSE_S)
