@@ -1,5 +1,9 @@
 """How the supervisor keeps its HTTP processes; `tests/cli/test_workers.py` has real ones."""
 
+import asyncio
+import errno
+import socket
+import subprocess
 from typing import Any
 
 import pytest
@@ -22,9 +26,24 @@ class FakeProcess:
 
 class FakeSupervisor:
     n_serving = 0
+    n_left = 0
+
+    def __init__(self) -> None:
+        self.ending = asyncio.Event()
+
+    def boot(self, index: int) -> bytes:
+        return b""
+
+    def fds(self) -> tuple[int, ...]:
+        return ()
 
     def note_serving(self) -> None:
         self.n_serving += 1
+
+    def leave(self, worker: _Worker) -> None:
+        self.n_left += 1
+        if self.n_left == 2:
+            self.ending.set()
 
 
 @pytest.fixture
@@ -68,6 +87,50 @@ def test_a_process_that_does_not_serve_yet_may_take_its_time(
         worker.look()
 
     assert not process.is_killed
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_a_process_that_the_system_does_not_give_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    supervisor: Any = FakeSupervisor()
+
+    async def keep() -> None:
+        async with asyncio.timeout(5):
+            await _Worker(0, supervisor).keep()
+
+    asyncio.run(keep())
+
+    assert supervisor.n_left == 2
+    assert [record.message for record in caplog.records] == ["worker.start.failed"] * 2
+
+
+def test_a_process_for_which_there_is_no_descriptor_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    supervisor: Any = FakeSupervisor()
+    n_refused = 0
+
+    def socketpair() -> None:
+        nonlocal n_refused
+        n_refused += 1
+        if n_refused == 2:
+            supervisor.ending.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def keep() -> None:
+        monkeypatch.setattr(socket, "socketpair", socketpair)
+        async with asyncio.timeout(5):
+            await _Worker(0, supervisor).keep()
+        monkeypatch.undo()
+
+    asyncio.run(keep())
+
+    assert n_refused == 2
 
 
 def test_the_first_process_that_ends_is_replaced_at_once() -> None:

@@ -334,17 +334,23 @@ class _Worker:
 
     async def _live(self) -> int:
         """Run one process from its start to its end, and give its exit code."""
-        supervisor = self._supervisor
         self._n_lives += 1
+        try:
+            code = await self._run()
+        except OSError as exc:  # the system gives no further process or descriptor
+            logger.error("worker.start.failed", exc_info=exc, extra={"worker": self.index})
+            code = -1
+        return code
+
+    async def _run(self) -> int:
+        supervisor = self._supervisor
         self.process = process = ChildProcess(self._hear)
+        self._n_missed = 0
         try:
             await process.run(
                 "mlserve.http.worker", supervisor.boot(self.index), supervisor.fds(), os.environ
             )
             code = await asyncio.shield(process.exited)
-        except OSError as exc:
-            logger.error("worker.start.failed", exc_info=exc, extra={"worker": self.index})
-            code = -1
         finally:
             self.process = None
             self.is_serving = False
