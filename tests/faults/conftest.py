@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
+from tests.faults.dying import Deaths
 from tests.faults.handler import FaultyHandler
 from tests.faults.rig import Rig, Tally
 from tests.faults.table import PLACED_MODES, Mode
@@ -26,6 +27,14 @@ def tally() -> Iterator[Tally]:
     counted = Tally(seed=SEED)
     yield counted
     note("faults", **asdict(counted))
+
+
+@pytest.fixture(scope="session")
+def deaths() -> Iterator[Deaths]:
+    """Counts what was sent to models whose processes die, and what came of it."""
+    counted = Deaths(seed=SEED)
+    yield counted
+    note("deaths", **counted.figures())
 
 
 @pytest.fixture(params=SYNC_MODES, ids=lambda mode: mode.id)

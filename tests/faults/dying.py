@@ -12,7 +12,7 @@ from typing import Any
 from tests.faults.client import Plan, Record, ask, play
 from tests.faults.deadly import Death
 from tests.faults.notebook import Notebook
-from tests.faults.rig import Tally
+from tests.faults.rig import Tally, require_none
 from tests.faults.table import Mode, new_plan
 
 from mlserve import Limits, ModelServer
@@ -120,6 +120,12 @@ class Dying:
     def pid(self) -> int:
         """Give the process that was loaded last."""
         return int(self.notes.read("loaded")[-1].split()[0])
+
+    def require_sound(self, tally: Deaths) -> None:
+        """Count what was sent: none of it may be lost, or be given what belongs to another."""
+        tally.note(self.records)
+        require_none("lost", [record for record in self.records if record.is_lost])
+        require_none("crossed", [record for record in self.records if not record.is_own])
 
 
 async def until(condition: Callable[[], bool]) -> None:

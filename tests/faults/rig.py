@@ -82,7 +82,7 @@ class Rig:
 
     def opener(self, mode: Mode) -> Plan:
         """Make a healthy request that keeps the model busy while the others gather behind it."""
-        payload = {"fault": "infer:hold", "hold_s": 0.06}
+        payload = {"fault": "infer:hold", "hold_s": 0.04}
         return new_plan(mode, "opener", self.dice, payload, at_s=0.0)
 
     def play_fault(

@@ -125,7 +125,7 @@ def new_plan(
     """Make a request with a text of its own."""
     request_id = f"{name}-{dice.randrange(2**40):010x}"
     text = request_id + "." * dice.randrange(200)
-    plan = {"at_s": dice.random() * 0.05} | plan
+    plan = {"at_s": dice.random() * 0.03} | plan
     return Plan(id=request_id, path=mode.path, payload={"text": text, **(payload or {})}, **plan)
 
 

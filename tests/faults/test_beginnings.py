@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.faults.client import Record
 from tests.faults.conftest import SEED
 from tests.faults.deadly import BY_NAME, SUDDEN, Deadly, Death
 from tests.faults.dying import LIMITS, Deaths, Dying, is_alive, until_noted
 from tests.faults.notebook import Notebook
-from tests.faults.rig import require, require_healthy, require_none
+from tests.faults.rig import require, require_healthy
 from tests.faults.table import Mode, Outcome
-from tests.figures import note
 from tests.http import waiting
 
 from mlserve import Batching, ModelServer, Replicas, Restart, ServerSettings
@@ -68,18 +66,9 @@ async def strike_each(notes: Notebook, deaths: Sequence[Death]) -> None:
         os.kill(int(notes.read("waits")[number]), death.signal)
 
 
-def require_sound(records: list[Record]) -> None:
-    """Count requests, all of them healthy: each must have got its own answer."""
-    tally = Deaths(seed=SEED)
-    tally.note(records)
-    note("deaths at the start", sent=tally.sent, lost=tally.lost, crossed=tally.crossed)
-    require_none("lost", [record for record in records if record.is_lost])
-    require_none("crossed", [record for record in records if not record.is_own])
-
-
 @pytest.mark.parametrize("stage", ["load", "warmup"])
 def test_a_process_that_dies_at_the_start_is_started_again_however_it_has_died(
-    stage: str, tmp_path: Path
+    stage: str, tmp_path: Path, deaths: Deaths
 ) -> None:
     notes = notes_of(tmp_path / "notes", *(f"{stage}:{death.name}" for death in SUDDEN))
     server = new_server()
@@ -91,13 +80,16 @@ def test_a_process_that_dies_at_the_start_is_started_again_however_it_has_died(
         dying = dying_of(client.base_url.port or 80, server, notes, SUDDEN[0])
         asyncio.run(dying.play([dying.plan(f"healthy-{number}") for number in range(10)]))
 
-    require_sound(dying.records)
+    dying.require_sound(deaths)
+    deaths.deaths += len(SUDDEN)
     require_healthy(dying.records, MODE)
     begun = notes.read("begun")
     assert len(begun) == len(set(begun)) == len(SUDDEN) + 1
 
 
-def test_a_process_that_dies_at_the_start_again_and_again_is_given_up(tmp_path: Path) -> None:
+def test_a_process_that_dies_at_the_start_again_and_again_is_given_up(
+    tmp_path: Path, deaths: Deaths
+) -> None:
     notes = notes_of(tmp_path / "notes", *["load:exit", "warmup:segfault", "load:abort"] * 3)
     server = new_server()
     add(server, MODE.name, notes, Restart(failures=4, backoff_s=0.01, max_backoff_s=0.01))
@@ -107,16 +99,17 @@ def test_a_process_that_dies_at_the_start_again_and_again_is_given_up(tmp_path: 
         dying = dying_of(client.base_url.port or 80, server, notes, SUDDEN[0])
         asyncio.run(dying.play([dying.plan("healthy")]))
 
-    require_sound(dying.records)
+    dying.require_sound(deaths)
+    deaths.deaths += 4
     require(Outcome(503, "model_failed"), dying.records)
     assert len(notes.read("begun")) == 4
 
 
-@pytest.mark.parametrize("deaths", [SUDDEN[::2], SUDDEN[1::2]], ids=["some", "others"])
+@pytest.mark.parametrize("fates", [SUDDEN[::2], SUDDEN[1::2]], ids=["some", "others"])
 def test_requests_wait_while_the_processes_that_replace_one_die_at_their_start(
-    deaths: list[Death], tmp_path: Path
+    fates: list[Death], tmp_path: Path, deaths: Deaths
 ) -> None:
-    notes = notes_of(tmp_path / "notes", "", *(f"load:{death.name}" for death in deaths))
+    notes = notes_of(tmp_path / "notes", "", *(f"load:{death.name}" for death in fates))
     server = new_server()
     add(server, MODE.name, notes)
 
@@ -128,18 +121,21 @@ def test_requests_wait_while_the_processes_that_replace_one_die_at_their_start(
             group.create_task(dying.play(plans))
             await asyncio.sleep(0.1)  # somewhere amid the load
             await dying.strike(dying.pid())
-            await strike_each(notes, deaths)
+            await strike_each(notes, fates)
 
     with running(server, timeout_s=30) as client:
         dying = dying_of(client.base_url.port or 80, server, notes, BY_NAME["killed"])
         asyncio.run(play(dying))
 
-    require_sound(dying.records)
+    dying.require_sound(deaths)
+    deaths.deaths += 1 + len(fates)
     require_healthy(dying.records, MODE)
-    assert len(notes.read("begun")) == 2 + len(deaths)
+    assert len(notes.read("begun")) == 2 + len(fates)
 
 
-def test_what_hangs_at_its_start_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+def test_what_hangs_at_its_start_is_ended_when_its_time_is_over(
+    tmp_path: Path, deaths: Deaths
+) -> None:
     server = new_server(load_timeout_s=LOAD_TIMEOUT_S)
     hanging = {
         f"{stage}-{what}": notes_of(tmp_path / f"{stage}-{what}", f"{stage}:{what}")
@@ -167,7 +163,8 @@ def test_what_hangs_at_its_start_is_ended_when_its_time_is_over(tmp_path: Path) 
         waiting.until(lambda: not any(map(is_alive, pids)), 2.0)
         reasons = {model.engine.lifecycle.reason for model in models}
 
-    require_sound(dying.records)
+    dying.require_sound(deaths)
+    deaths.deaths += 2 + len(hanging)
     require_healthy(dying.records, MODE)
     assert len(notes.read("begun")) == 3
     assert took_s < 3 * LOAD_TIMEOUT_S

@@ -28,7 +28,6 @@ from tests.faults.handler import N_CHUNKS
 from tests.faults.notebook import Notebook
 from tests.faults.rig import require_none
 from tests.faults.table import AT_CHUNK, Mode, Outcome
-from tests.figures import note
 
 from mlserve import Batching, ModelServer, Replicas, Restart, ServerSettings
 from mlserve.testing import running
@@ -57,17 +56,10 @@ class Hall:
         dice = random.Random(f"{SEED} {mode.path} {death.name} {place}")
         return Dying(self.port, self.server, mode, self.notes[mode.name], death, dice)
 
-    def note(self, dying: Dying) -> None:
-        """Count what was sent: none of it may be lost or crossed."""
-        self.tally.note(dying.records)
-        require_none("lost", [record for record in dying.records if record.is_lost])
-        require_none("crossed", [record for record in dying.records if not record.is_own])
-
 
 @pytest.fixture(scope="module")
-def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+def hall(tmp_path_factory: pytest.TempPathFactory, deaths: Deaths) -> Iterator[Hall]:
     """All models on one server, for all deaths: what one leaves behind meets the next."""
-    tally = Deaths(seed=SEED)
     settings = ServerSettings(freeze_gc=False, access_log=False)
     server = ModelServer(title="deaths", settings=settings)
     notes = {}
@@ -81,8 +73,7 @@ def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
             replicas=Replicas(placement="process", restart=QUICK),
         )
     with running(server, timeout_s=30) as client:
-        yield Hall(client.base_url.port or 80, server, notes, tally)
-    note("deaths", **tally.figures())
+        yield Hall(client.base_url.port or 80, server, notes, deaths)
 
 
 @dataclass(slots=True)
@@ -127,7 +118,7 @@ def cell(request: pytest.FixtureRequest, hall: Hall) -> Cell:
 
     batch = asyncio.run(die())
     for dying in everywhere:
-        hall.note(dying)
+        dying.require_sound(hall.tally)
     beyond_load_s = {
         dying.mode.name: note_recoveries(dying, n, hall.tally)
         for dying, n in zip(everywhere, n_dead, strict=True)
@@ -192,7 +183,7 @@ def test_at_whatever_place_of_the_batch_the_guilty_one_is(place: int, hall: Hall
 
     plans = asyncio.run(die_in_batch(dying, SIZE, place))
 
-    hall.note(dying)
+    dying.require_sound(hall.tally)
     failed = [record.plan for record in dying.records if record.status != 200]
     assert failed == [plans[place]]
     assert max(note_recoveries(dying, n_dead, hall.tally)) < SLACK_S
@@ -212,7 +203,7 @@ def test_what_may_not_be_run_again_is_not_and_what_waited_is_run(name: str, hall
 
     batch = asyncio.run(die())
 
-    hall.note(dying)
+    dying.require_sound(hall.tally)
     begun = dying.notes.read("run")
     ran = [record for record in dying.records if record.plan in batch]
     assert len(ran) == CAREFUL.max_size
@@ -227,7 +218,7 @@ def test_a_stream_that_may_not_be_begun_again_is_not(name: str, hall: Hall) -> N
 
     asyncio.run(die_in_streams(dying))
 
-    hall.note(dying)
+    dying.require_sound(hall.tally)
     begun = dying.notes.read("run")
     for record in dying.records:
         if record.plan.id.startswith("after"):

@@ -313,8 +313,9 @@ def test_while_the_only_replica_is_replaced_requests_are_refused_or_wait_and_non
             notes.note("may load")
         return beside.result(), held.result()
 
-    with running(server, timeout_s=15) as client:
+    with running(server, wait_ready=False, timeout_s=15) as client:
         port = client.base_url.port or 80
+        until(lambda: model.state in ("ready", "restarting", "failed"))  # it ails at once
         beside, held = asyncio.run(play_all(port))
         rig.note([*beside, *held])
         until(lambda: model.state == "ready")
