@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def follow(order: str) -> None:
     verb, _, rest = order.partition(" ")
     if verb == "once":
         path, _, way = rest.partition(" ")
-        if not Path(path).exists():
-            Path(path).touch()
+        with suppress(FileExistsError):
+            Path(path).touch(exist_ok=False)
             break_down(way)
     elif verb == "hold":
         hold(Path(rest))

@@ -50,9 +50,7 @@ async def in_one_batch(model: Served, orders: list[str], held: Path) -> list[Any
     return await others
 
 
-@pytest.mark.parametrize(
-    ("way", "place"), [("segfault", 0), ("exit", 7), ("abort", 15), ("kill", 8)]
-)
+@pytest.mark.parametrize(("way", "place"), [("segfault", 0), ("exit", 7), ("abort", 15)])
 def test_of_sixteen_requests_in_a_batch_only_the_one_that_ends_the_process_fails(
     model: Served, tmp_path: Path, way: str, place: int
 ) -> None:
@@ -161,17 +159,13 @@ def test_a_stream_of_a_handler_that_may_not_be_run_again_is_not(
     assert isinstance(error, ReplicaDiedError)
 
 
-@pytest.mark.parametrize("order", ["{} | a", "x | a | {}"])
-def test_a_death_in_a_hook_beside_infer_costs_nobody_else_an_answer(
-    tmp_path: Path, order: str
-) -> None:
+def test_a_death_in_a_hook_beside_infer_costs_nobody_else_an_answer(tmp_path: Path) -> None:
     with served(Preprocessing) as model:
-        answers = model.ask_all(["x | a", order.format("exit"), "x | b", "x | c"])
-        retried = model.ask(order.format(f"once {tmp_path / 'mark'} exit"))
+        answers = model.ask_all(["x | a", "exit | b", "x | c | exit", "x | d"])
+        again = model.ask(f"x | e | once {tmp_path / 'mark'} exit")
 
-    assert type(answers.pop(1)) is ModelError
-    assert [answer["text"] for answer in answers] == ["a", "b", "c"]
-    assert retried["text"].startswith("a")
+    assert [type(answer) for answer in answers] == [dict, ModelError, ModelError, dict]
+    assert [answers[0]["text"], answers[3]["text"], again["text"][0]] == ["a", "d", "e"]
 
 
 def test_the_end_of_a_process_is_known_at_once(model: Served) -> None:
@@ -192,7 +186,7 @@ def test_the_end_of_a_process_is_known_at_once(model: Served) -> None:
 
 
 def test_one_request_alone_that_ends_processes_holds_nobody_up(model: Served) -> None:
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(ModelError):
             model.ask("exit")
 

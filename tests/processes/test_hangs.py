@@ -149,8 +149,15 @@ def test_a_process_that_is_stopped_for_a_moment_is_left_alone(model: Served) -> 
 
 @pytest.fixture(scope="module")
 def asynchronous() -> Iterator[Served]:
-    with served(Asynchronous) as model:
+    with served(Asynchronous, limits=Limits(hard_timeout_s=HARD_S)) as model:
         yield model
+
+
+def test_an_async_hook_that_holds_the_event_loop_is_ended(asynchronous: Served) -> None:
+    before, guilty, after = asynchronous.ready().ask_all(["a", "hang", "b"])
+
+    assert isinstance(guilty, DeadlineExceededError)
+    assert (before["text"], after["text"]) == ("a", "b")
 
 
 @pytest.mark.parametrize("kind", ["obedient", "asynchronous"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fake_time import run_with_clock
 
-from mlserve import Restart
+from mlserve import ConfigurationError, Restart
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause, Mark
 from mlserve.processes.frames import pack
@@ -194,6 +194,39 @@ def test_a_first_load_that_raises_is_not_tried_again() -> None:
     assert error.args == ("weights",)
     assert "Traceback …" in error.__notes__[0]
     assert len(lives.processes) == 1
+
+
+def test_a_process_that_cannot_be_configured_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(lives: Lives, number: int, process: Any) -> None:
+        lives.processes.append(process)
+        raise ConfigurationError("There is no device `cuda:1`.")
+
+    monkeypatch.setattr(Lives, "launch", refuse)
+    lives = played([], 50.0)
+
+    assert isinstance(lives.keeper.first_load.exception(), ConfigurationError)
+    assert len(lives.processes) == 1
+
+
+def test_what_cannot_be_read_of_a_log_hides_nothing_that_comes_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unreadable:
+        def unpack(self) -> Any:
+            raise ImportError("No module named 'theirs'")
+
+    async def say_more(lives: Lives, number: int, process: Any) -> None:
+        lives.processes.append(process)
+        process._on_messages([(messages.LOG, Unreadable()), (messages.READY, 1)])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Lives, "launch", say_more)
+        lives = played([], 5.0)
+
+    assert lives.keeper.first_load.result() == 1
+    assert "replica.log.unreadable" in caplog.messages
 
 
 def test_a_first_load_that_dies_is_tried_again() -> None:

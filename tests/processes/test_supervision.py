@@ -4,18 +4,29 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.processes.handlers import Noting, Obedient, Sickly
-from tests.processes.serving import Served, begin, served, until
+from tests.http.waiting import until as until_is
+from tests.processes.handlers import Noting, Obedient, Sickly, WarmedUp
+from tests.processes.serving import QUICK, Served, begin, served, until
 
-from mlserve import ConfigurationError, Limits, ModelFailedError, Restart, ServerSettings
+from mlserve import (
+    ConfigurationError,
+    Limits,
+    ModelFailedError,
+    ModelServer,
+    Replicas,
+    Restart,
+    ServerSettings,
+)
 from mlserve.processes import messages
 from mlserve.processes.keeper import ReplicaState
+from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +123,8 @@ def test_processes_that_are_replaced_and_do_not_end_are_ended(notes: Path, tmp_p
             keeper.process.send(messages.RETIRE, "memory")
 
     handler = partial(Noting, notes, unload=f"once {tmp_path / 'mark'} hang")
-    with served(handler, replicas={"count": 2}) as model:
+    limits = Limits(hard_timeout_s=0.5)
+    with served(handler, replicas={"count": 2}, limits=limits) as model:
         before = set(model.ask_all(["thread"] * 2))
         retire(model)
         after = model.ask("")
@@ -272,3 +284,23 @@ def test_a_health_hook_that_hangs_is_ended(tmp_path: Path) -> None:
         after = model.ask("a")
 
     assert after != pid
+
+
+def test_a_server_whose_replica_is_restarted_is_not_ready_and_answers_all_the_same() -> None:
+    replicas = Replicas(placement="process", restart=QUICK)
+    handler = partial(WarmedUp, load="sleep 0.5")
+    server = ModelServer().add("m", handler, replicas=replicas)
+
+    with running(server) as client:
+        pid = client.post("/v1/models/m/predict", json="a").json()["pid"]
+        before = client.get("/ready").status_code
+        os.kill(pid, signal.SIGKILL)
+        wait_for_end([pid])
+        until_is(lambda: client.get("/ready").status_code == 503)
+        during = client.get("/ready").json()
+        answer = client.post("/v1/models/m/predict", json="b")
+        after = client.get("/ready").status_code
+
+    assert (before, after) == (200, 200)
+    assert "restarting" in str(during)
+    assert (answer.status_code, answer.json()["text"]) == (200, "b")

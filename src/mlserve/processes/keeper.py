@@ -11,6 +11,7 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Protocol
 
+from mlserve.errors import ConfigurationError
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
@@ -216,7 +217,7 @@ class Keeper:
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
             is_final = True  # it would raise again
         else:
-            is_final = self.is_given_up
+            is_final = self.is_given_up or isinstance(error, ConfigurationError)
         extra = {**self._about, "attempt": self.n_failures}
         if not self.first_load.done() and is_final:
             self.first_load.set_exception(error)
@@ -261,7 +262,7 @@ class Keeper:
 
     def _hear(self, kind: int, *facts: Any) -> None:
         if kind == messages.LOG:
-            write_record(facts[0].unpack())
+            self._write(facts[0])
         elif kind == messages.PROGRESS:
             self._owner.note_progress(self.number, *facts)
         elif kind == messages.WARMING:
@@ -280,6 +281,12 @@ class Keeper:
             self._move(ReplicaState.BROKEN)
         elif kind == messages.MENDED:
             self._move(ReplicaState.SERVING)
+
+    def _write(self, packed: Any) -> None:
+        try:
+            write_record(packed.unpack())
+        except Exception:  # it holds what only the replica can make
+            logger.exception("replica.log.unreadable", extra=self._about)
 
     def _note_raised(self, packed: Any, text: str) -> None:
         if self._loaded.done():

@@ -77,6 +77,7 @@ class ReplicaProcess:
         self._tasks = TaskSet()
         self._ended = asyncio.Event()
         self._is_loaded = False
+        self._is_health_watched = False
         self._is_retiring = False
         self._is_done = False
         self._is_broken = False
@@ -156,8 +157,8 @@ class ReplicaProcess:
                 self._ended.set()
             elif message[0] == messages.RETIRE:
                 self._retire(message[1])
-            elif message[0] == messages.WATCH_HEALTH and self._host is not None:
-                self._tasks.spawn(self._keep_healthy(self._host.lane, message[1]))
+            elif message[0] == messages.WATCH_HEALTH:
+                self._watch_health(message[1])
 
     def _let_in(self, host: Host) -> None:
         """Take the sockets of HTTP processes that are passed in."""
@@ -216,13 +217,19 @@ class ReplicaProcess:
         await host.lane.pool.wait_idle()
         await host.wait_answered()
         # From here to its end: what `unload` starts, and threads of the handler's own.
-        self._watch.bound(self, time.monotonic() + _UNLOAD_S)
+        may_take_s = min(_UNLOAD_S, self._boot.hard_timeout_s or _UNLOAD_S)
+        self._watch.bound(self, time.monotonic() + may_take_s)
         self._ended.set()
 
     async def _keep_beating(self) -> None:
         while True:
             self._row.beat += 1
             await asyncio.sleep(_BEAT_S)
+
+    def _watch_health(self, period_s: float) -> None:
+        if self._host is not None and not self._is_health_watched:
+            self._is_health_watched = True
+            self._tasks.spawn(self._keep_healthy(self._host.lane, period_s))
 
     async def _keep_healthy(self, lane: Lane, period_s: float) -> None:
         while lane.pool.has_health:
