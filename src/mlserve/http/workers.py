@@ -7,7 +7,6 @@ HTTP processes, and starts one again that has ended. Everything here runs on its
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -99,7 +98,7 @@ def run_workers(
         index=0,
         n_workers=workers,
         find=find,
-        main=main_module(pickle.dumps(find)),
+        main=main_module(boot_bytes(find)),
         n_sockets=0,
         fleets=(),
         log_level=log_level,
