@@ -254,11 +254,11 @@ def submit(link: Link, number: int, slot: int) -> None:
     link.send((messages.SUBMIT, number, slot, 0, "id", 1e9, 60.0, 0, None, pack("payload")))
 
 
-def test_marks_that_a_dead_process_has_left_are_wiped_out() -> None:
+def test_marks_that_a_dead_process_has_left_stay_until_their_http_process_has_seen_them() -> None:
     async def script(scene: Scene) -> None:
         scene.board.marks(0, 0)[7] = Mark.INFER
         link = await connected(scene)
-        assert scene.board.n_running(0) == 0
+        assert scene.board.n_running(0) == 1
         link.close()
 
     play(script)

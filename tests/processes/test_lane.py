@@ -3,13 +3,15 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from tests.processes.serving import until
 
-from mlserve import ModelServer, Replicas
+from mlserve import Call, ModelServer, ReplicaDiedError, Replicas
+from mlserve.job import FutureSink, Job
 from mlserve.processes import messages
-from mlserve.processes.board import Board
+from mlserve.processes.board import Board, Mark
 from mlserve.processes.fleet import FleetStatus, Listener
 from mlserve.processes.lane import RemoteLane
 from mlserve.processes.wire import Link, connect
@@ -35,23 +37,52 @@ class FakeFleet:
         self.board.close()
 
 
+class Once(EchoHandler):
+    """May not be run again."""
+
+    idempotent = False
+
+
 class Scene:
-    """A lane with one replica that serves."""
+    """A lane with one replica that serves, of which the test keeps the other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: type[EchoHandler] = EchoHandler) -> None:
         replicas = Replicas(placement="process")
-        model = ModelServer().add("m", EchoHandler, replicas=replicas).model_for("m")
+        model = ModelServer().add("m", handler, replicas=replicas).model_for("m")
         self.lane = RemoteLane(
-            model.engine.spec, FakeFleet(), 0, lambda: None, lambda *_: None, lambda: 0.0
+            model.engine.spec, FakeFleet(), 0, self.note_change, lambda *_: None, lambda: 0.0
         )
-        self.replica = Link(lambda received: None, lambda: None)
+        self.futures: dict[str, asyncio.Future[Any]] = {}
+        self.heard: list[tuple[Any, ...]] = []
 
-    async def begin(self) -> None:
+    def note_change(self) -> None:
+        self.lane.note_change()
+
+    async def come_up(self) -> None:
+        """Connect the lane with the process of a replica."""
+        self.replica = Link(self.heard.extend, lambda: None)
         ours, theirs = socket.socketpair()
         await connect(theirs, self.replica)
         self.lane.replica_up(0, ours)
+
+    async def begin(self) -> None:
+        await self.come_up()
         self.lane.note_status(FleetStatus(is_recovering=False, serving=frozenset({0})))
         await until(lambda: self.lane.n_serving == 1)
+
+    async def submit(self, *names: str) -> None:
+        """Have the replica get requests, in the order of their names."""
+        for name in names:
+            job = Job({"text": name}, Call(name), timeout_s=60.0)
+            self.futures[name] = asyncio.get_running_loop().create_future()
+            job.sink = FutureSink(self.futures[name])
+            self.lane.enter(job, is_stream=False)
+            self.lane.predict(job)
+        await until(lambda: self.submitted() == list(names))
+
+    def submitted(self) -> list[str]:
+        """List what the replica was sent, or those before it were."""
+        return [message[4] for message in self.heard if message[0] == messages.SUBMIT]
 
     async def hear(self, kind: int) -> None:
         self.replica.send((kind,))
@@ -59,9 +90,11 @@ class Scene:
         await until(lambda: self.lane.n_serving != n_before)
 
 
-def play(script: Callable[[Scene], Awaitable[None]]) -> None:
+def play(
+    script: Callable[[Scene], Awaitable[None]], handler: type[EchoHandler] = EchoHandler
+) -> None:
     async def scenario() -> None:
-        scene = Scene()
+        scene = Scene(handler)
         await scene.begin()
         try:
             await script(scene)
@@ -102,6 +135,43 @@ def test_a_replica_that_was_broken_and_is_mended_takes_work_again() -> None:
         await scene.hear(messages.BROKEN)
         assert scene.lane.n_serving == 0
         await scene.hear(messages.MENDED)
+        assert scene.lane.n_serving == 1
+
+    play(script)
+
+
+def test_where_requests_were_is_seen_before_the_next_replica_takes_over_their_marks() -> None:
+    """A process that was busy hears of the end of one and of the start of the next at once."""
+
+    async def script(scene: Scene) -> None:
+        await scene.submit("running", "answered", "waiting")
+        marks = scene.lane._board.marks(0, 0)
+        marks[0], marks[1] = Mark.INFER, Mark.ANSWERED
+        scene.replica.close()
+        await scene.come_up()
+        await until(lambda: len(scene.heard) == 4)
+
+        assert scene.submitted()[3:] == ["waiting"]
+        for name in ("running", "answered"):
+            assert isinstance(scene.futures[name].exception(), ReplicaDiedError)
+        assert not any(marks)
+
+    play(script, Once)
+
+
+def test_a_replica_whose_socket_somebody_else_holds_is_replaced_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlserve.processes.client._LAST_WORDS_S", 0.05)
+
+    async def script(scene: Scene) -> None:
+        await scene.submit("waiting")
+        old = scene.replica
+        await scene.come_up()
+        await until(lambda: len(scene.heard) == 2)
+        old.close()
+
+        assert scene.submitted() == ["waiting", "waiting"]
         assert scene.lane.n_serving == 1
 
     play(script)

@@ -5,6 +5,7 @@ It keeps every request that it has sent until the answer is there, so that none 
 replica.
 """
 
+import asyncio
 import itertools
 import socket
 from collections import deque
@@ -26,6 +27,7 @@ __all__ = ["Owner", "ReplicaClient", "Ticket"]
 logger = get_logger(__name__)
 
 _CREDIT_AT_ONCE = FIRST_CREDIT // 2
+_LAST_WORDS_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -95,10 +97,34 @@ class ReplicaClient:
         self._sent = board.clients[index].sent
         self._n_slots = 0
         self._free: deque[int] = deque()
+        self._ended = asyncio.Event()
 
-    async def connect(self, sock: socket.socket) -> None:
-        """Begin to talk to it."""
+    async def connect(self, sock: socket.socket, previous: "ReplicaClient | None") -> None:
+        """
+        Begin to talk to it.
+
+        Args:
+            sock: The way to it.
+            previous: Who had its number, and has ended: where its requests were is to be seen
+                before that is wiped out.
+        """
+        try:
+            if previous is not None:
+                await previous.wait_ended()
+        except BaseException:
+            sock.close()
+            raise
+        self._marks[:] = bytes(len(self._marks))
         await connect(sock, self._link)
+
+    async def wait_ended(self) -> None:
+        """Wait until all is heard that a replica has said which has died, and what it had moves."""
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._ended.wait()
+        except TimeoutError:  # somebody that it has started holds its socket
+            self.close()
+            await self._ended.wait()
 
     @property
     def takes_work(self) -> bool:
@@ -260,6 +286,7 @@ class ReplicaClient:
     def _lost(self) -> None:
         self.is_open = False
         self._owner.note_lost(self)
+        self._ended.set()
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"

@@ -195,7 +195,6 @@ class _Client:
         self.link = Link(self._receive, self._lost, host.lane.batcher.wake)
         self._host = host
         self._marks = marks
-        self._marks[:] = bytes(len(marks))  # what the process before this one has left
         self._jobs: dict[int, HostedJob] = {}
         self._streams: dict[int, tuple[_Pump, asyncio.Task[None]]] = {}
         # Which request has a slot: the next one gets it while a hook may run for the last one.

@@ -100,6 +100,8 @@ class RemoteLane:
         self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
         self._learned_from: tuple[int, int] | None = None
         self._clients: dict[int, ReplicaClient] = {}
+        # The last process of each number, which may not be connected yet, or have ended.
+        self._newest: dict[int, ReplicaClient] = {}
         self._tickets: dict[Job, Ticket] = {}
         # Those that no replica takes yet, in the order in which they came.
         self._held: list[Ticket] = []
@@ -290,7 +292,8 @@ class RemoteLane:
     def replica_up(self, number: int, sock: socket.socket) -> None:
         """Connect to a replica that can serve."""
         client = ReplicaClient(self, number, self._board, self._index, self._spec.name)
-        self._tasks.spawn(self._connect(client, sock))
+        previous, self._newest[number] = self._newest.get(number), client
+        self._tasks.spawn(self._connect(client, sock, previous))
 
     def note_status(self, status: FleetStatus) -> None:
         """Learn how the replicas are."""
@@ -376,8 +379,10 @@ class RemoteLane:
         if ticket.client is not None:
             ticket.client.allow_more(ticket)
 
-    async def _connect(self, client: ReplicaClient, sock: socket.socket) -> None:
-        await client.connect(sock)
+    async def _connect(
+        self, client: ReplicaClient, sock: socket.socket, previous: ReplicaClient | None
+    ) -> None:
+        await client.connect(sock, previous)
         self._clients[client.number] = client
         self._on_change()
 
