@@ -1,7 +1,8 @@
 """
 A long run of a real server: healthy requests, faults, clients that leave, reloads, all at once.
 
-The load is open: requests come at random times, however the server fares. Memory and descriptors
+With `--kill-every` each replica is in a process of its own, and one of them is killed every so
+often. The load is open: requests come at random times, however the server fares. Memory and descriptors
 of the server's process are read once a second.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 from collections import Counter
@@ -47,6 +49,8 @@ class Summary:
     left: int = 0
     reloads: int = 0
     failed_reloads: int = 0
+    kills: int = 0
+    broken_streams: int = 0
     in_flight_at_end: int = 0
     exit_code: int | None = None
     rss_first_mb: float = 0.0
@@ -94,9 +98,13 @@ class Soak:
         served: The server.
         summary: What is counted.
         rate: Requests per second.
+        kill_every_s: How often the process of a replica is killed, in seconds; 0 = never.
     """
 
-    def __init__(self, served: ServedProcess, summary: Summary, rate: float) -> None:
+    def __init__(
+        self, served: ServedProcess, summary: Summary, rate: float, kill_every_s: float
+    ) -> None:
+        self._kill_every_s = kill_every_s
         self._served = served
         self._summary = summary
         self._rate = rate
@@ -114,6 +122,8 @@ class Soak:
                 group.create_task(self._sample(started)),
                 group.create_task(self._report(end)),
             ]
+            if self._kill_every_s:
+                watching.append(group.create_task(self._kill()))
             reloading = group.create_task(self._reload(end))
             async with asyncio.TaskGroup() as requests:
                 due = started
@@ -138,7 +148,11 @@ class Soak:
         summary.lost += record.is_lost
         summary.crossed += not record.is_own
         self._statuses[f"{record.status} {record.code or ''}".strip()] += 1
-        is_unexpected = not record.plan.is_faulty and record.outcome != (200, None)
+        # A stream cannot be begun anew once a part of it was sent.
+        is_broken = self._kill_every_s > 0 and record.outcome == (200, "replica_died")
+        summary.broken_streams += is_broken
+        is_good = is_broken or record.outcome == (200, None)
+        is_unexpected = not record.plan.is_faulty and not is_good
         summary.not_as_expected += is_unexpected
         if record.is_lost or not record.is_own or is_unexpected:
             complain(record)
@@ -157,6 +171,12 @@ class Soak:
                 answer = await client.post(f"/reload/{self._dice.choice(MODES).name}")
                 self._summary.reloads += 1
                 self._summary.failed_reloads += answer.status_code != 200
+
+    async def _kill(self) -> None:
+        while True:
+            await asyncio.sleep(self._kill_every_s)
+            os.kill(self._dice.choice(children_of(self._served.process.pid)), signal.SIGKILL)
+            self._summary.kills += 1
 
     async def _sample(self, started: float) -> None:
         loop = asyncio.get_running_loop()
@@ -190,6 +210,12 @@ class Soak:
                 self._summary.in_flight_at_end += found["in_flight"] + found["queued"]
 
 
+def children_of(pid: int) -> list[int]:
+    """Give the processes that any thread of a process has started."""
+    listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for children in listed for child in children.split()]
+
+
 def complain(record: Record) -> None:
     print(f"NOT AS IT SHOULD BE: {record}", file=sys.stderr, flush=True)
 
@@ -210,12 +236,15 @@ def evaluate(summary: Summary, samples: list[Sample]) -> None:
     summary.fds_growth = statistics.median(sample.n_fds for sample in warm[-third:]) - first
 
 
-def soak(minutes: float, seed: int, rate: float) -> Summary:
+def soak(minutes: float, seed: int, rate: float, kill_every_s: float = 0.0) -> Summary:
     """Run a server under load and say what came of it."""
     summary = Summary(seed, minutes)
-    environment: dict[str, Any] = {"MLSERVE_ACCESS_LOG": "false"}
+    environment: dict[str, Any] = {
+        "MLSERVE_ACCESS_LOG": "false",
+        "FAULTS_PLACEMENT": "process" if kill_every_s else "thread",
+    }
     with serving(APP, "--log-level", "error", **environment) as served:
-        run = Soak(served, summary, rate)
+        run = Soak(served, summary, rate, kill_every_s)
         asyncio.run(run.run())
         evaluate(summary, run.samples)
         served.process.terminate()
@@ -228,9 +257,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=60.0, help="requests per second")
+    parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0 = never")
     parser.add_argument("--json", type=Path, help="where to write the summary, too")
     options = parser.parse_args()
-    summary = soak(options.minutes, options.seed, options.rate)
+    summary = soak(options.minutes, options.seed, options.rate, options.kill_every)
     for name, value in asdict(summary).items():
         print(f"{name:24} {value}")
     if options.json:
