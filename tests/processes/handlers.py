@@ -221,6 +221,8 @@ class Telling(ModelHandler[str, dict[str, Any]]):
     def infer(self, inputs: list[str], calls: list[Call]) -> list[dict[str, Any]]:
         for call in calls:
             call.annotate(seen=call.request_id, pid=os.getpid())
+            if call.request_id == "with a lock":
+                call.annotate(lock=threading.Lock())
         return [self._told(text, call) for text, call in zip(inputs, calls, strict=True)]
 
     def _told(self, text: str, call: Call) -> dict[str, Any]:
@@ -312,10 +314,21 @@ class Anything(ModelHandler[Any, Any]):
             return InvalidInputError("Say something else.")
         if isinstance(item, str) and item == "oddly":
             return OddError("a", "b")
+        if isinstance(item, str) and item == "with a lock":
+            error = InvalidInputError("Say something else.")
+            error.lock = threading.Lock()  # type: ignore[attr-defined]  # as users may
+            return error
         if hasattr(item, "tobytes"):
             item *= 2  # in place: it is this process's own
             return item.tobytes()
         return item if isinstance(item, str) else item + item
+
+
+class Unwelcome:
+    """Can be sent, and cannot be received."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return follow, ("raise",)
 
 
 class OddError(InvalidInputError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.processes.handlers import Anything, Careful, Limited, OddError, Telling
+from tests.processes.handlers import Anything, Careful, Limited, OddError, Telling, Unwelcome
 from tests.processes.serving import Served, begin, served, until
 
 from mlserve import Batching, DeadlineExceededError, InvalidInputError, ModelError
@@ -233,6 +233,29 @@ def test_a_request_that_cannot_be_sent_fails_alone(anything: Served) -> None:
 
     assert type(unsendable) is ModelError
     assert after == "b"
+
+
+def test_a_request_that_cannot_be_received_fails_alone(anything: Served) -> None:
+    unwelcome, after = anything.ask_all([Unwelcome(), "b"])
+
+    assert type(unwelcome) is ModelError
+    assert after == "b"
+
+
+def test_an_error_that_cannot_be_sent_is_one_all_the_same(anything: Served) -> None:
+    error, after = anything.ask_all(["with a lock", "b"])
+
+    assert type(error) is ModelError
+    assert after == "b"
+
+
+def test_notes_that_cannot_be_sent_cost_no_answer(telling: Served) -> None:
+    call = Call("with a lock", timeout_s=5.0)
+
+    answer = telling.run(telling.model.engine.predict(Job("a", call, timeout_s=5.0)))
+
+    assert answer["text"] == "a"
+    assert call.annotations == {}
 
 
 def test_errors_for_clients_come_back_as_what_they_are(anything: Served) -> None:
