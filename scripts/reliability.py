@@ -31,6 +31,7 @@ from tests.figures import VARIABLE
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "explanation" / "reliability.md"
 TABLE = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
+KILL_S = 20.0
 LEAST_MINUTES, LEAST_SEEDS, LEAST_STOPS = 10.0, 5, 20
 
 Figures = dict[str, Any]
@@ -61,6 +62,7 @@ def main() -> int:
         *_step("stops", lambda: rows_of_stops(options.stops, options.seed)),
         *_step("overload", rows_of_overload),
         *_step("soak", lambda: rows_of_soak(options.minutes, options.seed)),
+        *_step("soak with kills", lambda: rows_of_soak(options.minutes, options.seed, KILL_S)),
     ]
     print(table := as_markdown(rows))
     is_whole = (
@@ -87,6 +89,7 @@ def rows_of_faults(first_seed: int, n_seeds: int) -> list[Row]:
     for seed in range(first_seed, first_seed + n_seeds):
         found += measured_by("tests/faults", FAULT_SEED=str(seed))
     runs = [figures for figures in found if figures["name"] == "faults"]
+    deaths = [figures for figures in found if figures["name"] == "deaths"]
 
     def total(key: str) -> int:
         return sum(run[key] for run in runs)
@@ -126,6 +129,7 @@ def rows_of_faults(first_seed: int, n_seeds: int) -> list[Row]:
             tokens <= 2,
             "`tests/faults/test_stopping.py`",
         ),
+        *rows_of_deaths(deaths),
     ]
 
 
@@ -255,22 +259,50 @@ def rows_of_overload() -> list[Row]:
     ]
 
 
-def rows_of_soak(minutes: float, seed: int) -> list[Row]:
+def rows_of_deaths(runs: list[Figures]) -> list[Row]:
+    """Say what the deaths of processes have cost, in all the runs."""
+    lost, crossed, accepted, deaths = (
+        sum(run[key] for run in runs) for key in ("lost", "crossed", "accepted", "deaths")
+    )
+    beyond_s = max(run["beyond_load_max_s"] for run in runs)
+    median_s = max(run["beyond_load_p50_s"] for run in runs)
+    source = "`tests/faults/test_deaths.py`, `test_beginnings.py`"
+    return [
+        Row(
+            "requests lost, answers crossed when processes of replicas die, hang or are stopped",
+            f"{lost}, {crossed} of {accepted:,} accepted, {deaths} deaths",
+            "0, 0",
+            lost == crossed == 0,
+            source,
+        ),
+        Row(
+            "from a death to the next healthy answer, without the load of the next process",
+            f"median {median_s:.2f} s, slowest {beyond_s:.2f} s",
+            "1 s",
+            beyond_s < 1,
+            source,
+        ),
+    ]
+
+
+def rows_of_soak(minutes: float, seed: int, kill_every_s: float = 0.0) -> list[Row]:
     """Keep a server under mixed load."""
-    summary = soak(minutes, seed, 60.0)
+    summary = soak(minutes, seed, 60.0, kill_every_s)
     problems = summary.problems()
+    kills = f" {summary.kills} kills," if kill_every_s else ""
+    what = f", and a replica's process killed every {kill_every_s:g} s" if kill_every_s else ""
     measured = (
         f"{summary.lost} of {summary.accepted:,} lost, {summary.crossed} crossed,"
-        f" {summary.reloads} reloads, {summary.rss_slope_mb_per_min:+.2f} MB/min,"
+        f" {summary.reloads} reloads,{kills} {summary.rss_slope_mb_per_min:+.2f} MB/min,"
         f" {summary.fds_growth:+g} descriptors"
     )
     return [
         Row(
-            f"{minutes:g} minutes of faults, leaving clients and reloads",
+            f"{minutes:g} minutes of faults, leaving clients and reloads{what}",
             measured,
             "0 lost, 1 MB/min, flat",
             not problems,
-            "`scripts/soak`",
+            f"`scripts/soak{' --kill-every 20' if kill_every_s else ''}`",
         )
     ]
 

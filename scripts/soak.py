@@ -1,9 +1,9 @@
 """
 A long run of a real server: healthy requests, faults, clients that leave, reloads, all at once.
 
-With `--kill-every` each replica is in a process of its own, and one of them is killed every so
-often. The load is open: requests come at random times, however the server fares. Memory and descriptors
-of the server's process are read once a second.
+With `--kill-every` each replica is in a process of its own, and one is killed every so often. The
+load is open: requests come at random times, however the server fares. Memory and descriptors of
+the server's process are read once a second.
 """
 
 import argparse
