@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fake_time import run_with_clock
+from tests.processes.serving import until
 
 from mlserve import ConfigurationError, Restart
 from mlserve.processes import messages
@@ -243,6 +244,23 @@ def test_a_first_load_that_dies_each_time_is_given_up() -> None:
     assert isinstance(error, RuntimeError)
     assert "exit code 3" in str(error)
     assert len(lives.processes) == RESTART.failures
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_why_a_model_was_never_loaded_is_told_by_who_has_started_it(is_awaited: bool) -> None:
+    """Who gives up waiting cancels what it waits for."""
+
+    async def scenario() -> Lives:
+        lives = Lives(FakeClock(), ["hang"])
+        task = asyncio.get_running_loop().create_task(lives.keeper.keep(lambda: 0.01))
+        if not is_awaited:
+            lives.keeper.first_load.cancel()
+        await until(lambda: lives.keeper.n_failures > 0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return lives
+
+    assert asyncio.run(scenario()).keeper.reason is None
 
 
 def test_a_later_load_that_raises_is_tried_again() -> None:

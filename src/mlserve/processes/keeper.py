@@ -211,7 +211,8 @@ class Keeper:
         if self._unwanted.is_set():  # it was ended while it was loading
             return
         self.n_failures += 1
-        if self.first_load.done():  # else whoever waits for it is told
+        first = self.first_load
+        if first.done() and not first.cancelled():  # else who has started the fleet is told
             self.reason = f"replica {self.number} could not be loaded"
         if isinstance(error, _LoadError):
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
