@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.http.waiting import until as until_now
 from tests.processes.serving import until
 
 from mlserve.processes.process import ChildProcess
 
 PROGRAM = """
-import os, sys, time
+import os, socket, sys, time
 from mlserve.processes.frames import encode
 from mlserve.processes.parent import inherit
 
@@ -81,17 +82,24 @@ def test_a_process_that_ends_before_it_reads_is_no_error(module: Callable[[str],
 @pytest.mark.slow
 def test_what_a_process_has_said_last_is_heard(module: Callable[[str], str]) -> None:
     heard: list[Any] = []
-    body = "for part in encode([(34, 'last words')] * 100): inherited.control.sendall(part)"
+    body = """
+    inherited.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    for _ in range(5):
+        inherited.control.sendall(encode([(34, "x" * 60_000)])[0])
+    """
 
     async def scenario() -> None:
         child = ChildProcess(heard.extend)
         await child.run(module(body), b"", [], os.environ)
+        process = child._process
+        assert process is not None
+        until_now(lambda: process.returncode is not None)  # nothing is read meanwhile
         await child.exited
         await child.end()
 
     asyncio.run(scenario())
 
-    assert heard == [(34, "last words")] * 100
+    assert heard == [(34, "x" * 60_000)] * 5
 
 
 @pytest.mark.slow
