@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from tests.faults.client import Plan, Record, play
+from tests.faults.conftest import SYNC_MODES
 from tests.faults.flaky import Bounded, Flaky, Held
 from tests.faults.handler import FaultyHandler
 from tests.faults.notebook import Notebook
@@ -163,6 +164,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_notices(
     assert max(sizes[first + 40 :], default=0) <= 4  # what was learned is kept
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [mode for mode in SYNC_MODES if mode.id != "streaming-process"],
+    ids=lambda mode: mode.id,
+)
 @pytest.mark.parametrize("hook", ["load", "warmup"])
 def test_models_that_cannot_start_are_out_of_order_and_another_one_works(
     hook: str, mode: Mode, rig: Rig, tmp_path: Path
