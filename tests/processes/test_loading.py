@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.processes.handlers import Fragile, Noting, Talking, Unloadable, WarmedUp
+from tests.processes.handlers import Noting, WarmedUp
+from tests.processes.loading import Fragile, Talking, Unloadable
 from tests.processes.serving import QUICK, Served, served, until
 
 from mlserve import ModelFailedError, Restart, ServerSettings
@@ -90,7 +91,7 @@ def test_what_the_first_load_raises_is_raised_here_once(
 
     assert type(raised.value) is kind
     assert "in load" in raised.value.__notes__[0]
-    assert "handlers.py" in raised.value.__notes__[0]
+    assert "loading.py" in raised.value.__notes__[0]
     assert notes.read_text() == "load\n"
 
 
