@@ -67,7 +67,7 @@ if __name__ == "__main__":
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "mlserve", "run", "15_workers:app", "--workers", "2"]
-        with subprocess.Popen([*command, "--port", str(port)]) as served:
+        with subprocess.Popen([*command, "--port", str(port)]) as served:  # noqa: S603
             with httpx2.Client(transport=httpx2.HTTPTransport(retries=8)) as patient:
                 patient.get(f"http://127.0.0.1:{port}/health").raise_for_status()
             check(f"http://127.0.0.1:{port}")
