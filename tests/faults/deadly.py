@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.faults.handler import Ask, FaultyHandler
 from tests.faults.notebook import Notebook
 
 FOREVER_S = 600
+DEVOURED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Deadly(FaultyHandler):
     """
     Ends its process as the requests' faults say, and as is noted of its processes.
 
-    The fault `infer:wait` waits until the id of the request is noted. The lines of `fates` say, in
+    The fault `infer:wait` waits until the id of the request is noted, `infer:devour` takes much
+    memory for a moment. The lines of `fates` say, in
     turn, what each process suffers while it begins: `load:segfault`, `warmup:exit`, or nothing. If
     the test has to do it, `waits` tells it which process it is time for.
     """
@@ -95,6 +98,8 @@ class Deadly(FaultyHandler):
             [name, *_] = item.text.split(".")
             self.notes.note("waits", str(os.getpid()))
             self.notes.wait_for(name)
+        elif item.stage == stage and item.what == "devour":
+            assert len(b"x" * DEVOURED_BYTES) == DEVOURED_BYTES
         elif item.stage == stage and item.what in _WAYS:
             time.sleep(item.hold_s)  # until what was sent before is on its way
             self._die(item.what)
@@ -110,6 +115,29 @@ class Careful(Deadly):
     """May not be run again."""
 
     idempotent = False
+
+
+@contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path]:
+    """
+    Make a control group whose processes are killed when they take more memory together.
+
+    Gives the file that takes their numbers.
+
+    Raises:
+        OSError: If this process may not make one here.
+    """
+    root = Path("/sys/fs/cgroup")
+    parent, limit = root / "memory", "memory.limit_in_bytes"  # version 1
+    if not parent.is_dir():
+        parent, limit = root, "memory.max"
+    group = parent / f"mlserve-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / limit).write_text(str(limit_bytes))
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
 
 
 def age_s() -> float:

@@ -7,13 +7,22 @@ Each way to die meets a full batch, streams and a crowd of clients, of a model e
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 from tests.faults.client import Plan, Record
 from tests.faults.conftest import SEED
-from tests.faults.deadly import BY_NAME, DEATHS, Careful, Deadly, Death
+from tests.faults.deadly import (
+    BY_NAME,
+    DEATHS,
+    DEVOURED_BYTES,
+    Careful,
+    Deadly,
+    Death,
+    memory_group,
+)
 from tests.faults.dying import (
     LIMITS,
     SLACK_S,
@@ -22,12 +31,14 @@ from tests.faults.dying import (
     die_in_batch,
     die_in_crowd,
     die_in_streams,
+    is_alive,
     note_recoveries,
 )
 from tests.faults.handler import N_CHUNKS
 from tests.faults.notebook import Notebook
 from tests.faults.rig import require_none
 from tests.faults.table import AT_CHUNK, Mode, Outcome
+from tests.http import waiting
 
 from mlserve import Batching, ModelServer, Replicas, Restart, ServerSettings
 from mlserve.testing import running
@@ -187,6 +198,27 @@ def test_at_whatever_place_of_the_batch_the_guilty_one_is(place: int, hall: Hall
     failed = [record.plan for record in dying.records if record.status != 200]
     assert failed == [plans[place]]
     assert max(note_recoveries(dying, n_dead, hall.tally)) < SLACK_S
+
+
+def test_a_process_that_the_system_kills_for_its_memory_costs_nobody_an_answer(hall: Hall) -> None:
+    dying = hall.dying(BATCHED, BY_NAME["killed"], SIZE)
+    plans = [dying.plan(f"healthy-{number}") for number in range(SIZE)]
+    plans.insert(SIZE // 2, dying.plan("glutton", "infer:devour"))
+    pid = dying.pid()
+
+    with ExitStack() as stack:
+        try:
+            members = stack.enter_context(memory_group(DEVOURED_BYTES // 2))
+            members.write_text(str(pid))
+        except OSError as exc:
+            pytest.skip(f"No control group can be made here: {exc}")
+        asyncio.run(dying.play(plans))
+        waiting.until(lambda: not is_alive(pid))
+
+    dying.require_sound(hall.tally)
+    hall.tally.deaths += 1
+    require_each(dying.records, Outcome(200))
+    assert dying.pid() != pid
 
 
 @pytest.mark.parametrize("name", ["segfault", "hang", "killed"])
