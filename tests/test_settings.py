@@ -70,6 +70,7 @@ def test_options_are_compared_by_value(cls: type[Any]) -> None:
         (Replicas, "memory_limit_bytes", 2**30),
         (Replicas, "keep_environment", "HF_TOKEN"),
         (Replicas, "keep_environment", [1]),
+        (Replicas, "keep_environment", ["MLSERVE_API_KEYS"]),
         (Replicas, "keep_environment", None),
         (Restart, "failures", 0),
         (Restart, "backoff_s", 0),

@@ -136,7 +136,7 @@ class Replicas:
     keep_environment: tuple[str, ...] = ("HF_TOKEN",)
     """The variables that reach a replica's process though their names look like secrets."""
     restart: Restart = field(default_factory=Restart)
-    """How a replica whose `health` fails is brought back."""
+    """How a replica is brought back whose `health` fails or, in a process, that has died."""
 
     def __post_init__(self) -> None:
         least, most = _counts("count", self.count)
@@ -165,6 +165,12 @@ class Replicas:
                 f" got {self.keep_environment!r}."
             )
         object.__setattr__(self, "keep_environment", tuple(self.keep_environment))
+        for name in self.keep_environment:
+            if name.upper().startswith(ENVIRONMENT_PREFIX):
+                raise ConfigurationError(
+                    f"`keep_environment` cannot name {name!r}: the server's own settings never"
+                    " reach the process of a replica."
+                )
         if not isinstance(self.restart, Restart):
             raise ConfigurationError(f"`restart` must be `Restart(…)`, got {self.restart!r}.")
 
