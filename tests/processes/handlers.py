@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlserve import Batching, InvalidInputError, ModelHandler
+from mlserve import Batching, InvalidInputError, ModelFailedError, ModelHandler
 from mlserve.handler import Call
 
 LONG_S = 300.0
@@ -307,20 +307,30 @@ class Anything(ModelHandler[Any, Any]):
         yield (lambda: None) if isinstance(item, str) else item
 
     def _answer(self, item: Any) -> Any:
-        if isinstance(item, str) and item == "unsendable":
-            return lambda: None
-        if isinstance(item, str) and item == "refuse":
-            return InvalidInputError("Say something else.")
-        if isinstance(item, str) and item == "oddly":
-            return OddError("a", "b")
-        if isinstance(item, str) and item == "with a lock":
-            error = InvalidInputError("Say something else.")
-            error.lock = threading.Lock()  # type: ignore[attr-defined]  # as users may
-            return error
+        if isinstance(item, str):
+            return said(item)
         if hasattr(item, "tobytes"):
             item *= 2  # in place: it is this process's own
             return item.tobytes()
-        return item if isinstance(item, str) else item + item
+        return item + item
+
+
+def said(word: str) -> Any:
+    """Give what a word stands for, or the word."""
+    error = InvalidInputError("Say something else.")
+    if word == "unsendable":
+        return lambda: None
+    if word == "with a lock":
+        error.lock = threading.Lock()  # type: ignore[attr-defined]  # as users may
+    elif word == "with a strict one":
+        error.cause = StrictError(code=3)  # type: ignore[attr-defined]  # as users may
+    elif word == "oddly":
+        return OddError("a", "b")
+    elif word == "another is down":
+        return ModelFailedError("another", "it is down")
+    elif word != "refuse":
+        return word
+    return error
 
 
 class Unwelcome:
@@ -328,6 +338,13 @@ class Unwelcome:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return follow, ("raise",)
+
+
+class StrictError(Exception):
+    """Cannot be received: its constructor takes no message."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(code)
 
 
 class OddError(InvalidInputError):

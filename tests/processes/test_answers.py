@@ -12,7 +12,7 @@ import pytest
 from tests.processes.handlers import Anything, Careful, Limited, OddError, Telling, Unwelcome
 from tests.processes.serving import Served, begin, served, until
 
-from mlserve import Batching, DeadlineExceededError, InvalidInputError, ModelError
+from mlserve import Batching, DeadlineExceededError, InvalidInputError, ModelError, ModelFailedError
 from mlserve.handler import Call
 from mlserve.job import Job
 
@@ -242,8 +242,9 @@ def test_a_request_that_cannot_be_received_fails_alone(anything: Served) -> None
     assert after == "b"
 
 
-def test_an_error_that_cannot_be_sent_is_one_all_the_same(anything: Served) -> None:
-    error, after = anything.ask_all(["with a lock", "b"])
+@pytest.mark.parametrize("which", ["with a lock", "with a strict one"])
+def test_an_error_that_cannot_be_sent_is_one_all_the_same(anything: Served, which: str) -> None:
+    error, after = anything.ask_all([which, "b"], timeout_s=3.0)
 
     assert type(error) is ModelError
     assert after == "b"
@@ -265,6 +266,14 @@ def test_errors_for_clients_come_back_as_what_they_are(anything: Served) -> None
     assert str(refused) == "Say something else."
     assert type(odd) is OddError
     assert (str(odd), odd.second) == ("a and b", "b")
+
+
+def test_a_hook_may_say_that_another_model_is_down(anything: Served) -> None:
+    down, after = anything.ask_all(["another is down", "b"], timeout_s=3.0)
+
+    assert type(down) is ModelFailedError
+    assert "another" in str(down)
+    assert after == "b"
 
 
 def test_many_requests_at_once_are_each_given_their_own_answer(anything: Served) -> None:

@@ -6,13 +6,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.processes.handlers import Unwelcome
 from tests.processes.serving import until
 
-from mlserve import Call, ModelServer, ReplicaDiedError, Replicas
+from mlserve import (
+    Call,
+    ModelError,
+    ModelFailedError,
+    ModelServer,
+    ReplicaDiedError,
+    Replicas,
+)
 from mlserve.job import FutureSink, Job
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Mark
 from mlserve.processes.fleet import FleetStatus, Listener
+from mlserve.processes.frames import Packed, pack
 from mlserve.processes.lane import RemoteLane
 from mlserve.processes.wire import Link, connect
 from mlserve.testing import EchoHandler
@@ -73,12 +82,21 @@ class Scene:
     async def submit(self, *names: str) -> None:
         """Have the replica get requests, in the order of their names."""
         for name in names:
-            job = Job({"text": name}, Call(name), timeout_s=60.0)
-            self.futures[name] = asyncio.get_running_loop().create_future()
-            job.sink = FutureSink(self.futures[name])
-            self.lane.enter(job, is_stream=False)
-            self.lane.predict(job)
+            self.place(name)
         await until(lambda: self.submitted() == list(names))
+
+    def place(self, name: str) -> Job:
+        """Hand a request to the lane."""
+        job = Job({"text": name}, Call(name), timeout_s=60.0)
+        self.futures[name] = asyncio.get_running_loop().create_future()
+        job.sink = FutureSink(self.futures[name])
+        self.lane.enter(job, is_stream=False)
+        self.lane.predict(job)
+        return job
+
+    def answer(self, kind: int, number: int, packed: Packed) -> None:
+        """Have the replica answer a request."""
+        self.replica.send((kind, number, (0.0, 0.0, 0.0, 0.0), 1, None, packed))
 
     def submitted(self) -> list[str]:
         """List what the replica was sent, or those before it were."""
@@ -173,5 +191,47 @@ def test_a_replica_whose_socket_somebody_else_holds_is_replaced_all_the_same(
 
         assert scene.submitted() == ["waiting", "waiting"]
         assert scene.lane.n_serving == 1
+
+    play(script)
+
+
+def test_what_no_hook_was_begun_for_is_sent_again_and_what_a_hook_has_raised_is_not() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.submit("refused", "raised")
+        scene.replica.send((messages.NOT_BEGUN, 1))
+        scene.answer(messages.ERROR, 2, pack(ModelFailedError("another", "it is down")))
+        await until(scene.futures["raised"].done)
+        await until(lambda: len(scene.heard) == 3)
+
+        assert scene.submitted() == ["refused", "raised", "refused"]
+        assert isinstance(scene.futures["raised"].exception(), ModelFailedError)
+
+    play(script)
+
+
+@pytest.mark.parametrize("kind", [messages.RESULT, messages.ERROR])
+def test_an_answer_that_cannot_be_received_takes_no_other_one_with_it(kind: int) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.submit("odd", "even")
+        scene.answer(kind, 1, pack(Unwelcome()))
+        scene.replica.send((kind, "nonsense"))
+        scene.answer(messages.RESULT, 2, pack("well"))
+        await until(scene.futures["even"].done)
+
+        assert isinstance(scene.futures["odd"].exception(), ModelError)
+        assert scene.futures["even"].result() == "well"
+
+    play(script)
+
+
+def test_what_no_replica_will_ever_take_is_refused_at_once() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.submit("late")
+        await scene.hear(messages.BROKEN)
+        scene.lane.note_status(FleetStatus(is_recovering=False, reason="it is broken"))
+        await until(scene.futures["late"].done)
+        assert isinstance(scene.futures["late"].exception(), ModelFailedError)
+        scene.place("later")
+        assert isinstance(scene.futures["later"].exception(), ModelFailedError)
 
     play(script)

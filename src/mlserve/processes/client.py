@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mlserve.errors import ModelError, ModelFailedError
+from mlserve.errors import ModelError
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -227,18 +227,26 @@ class ReplicaClient:
 
     def _receive(self, received: list[tuple[Any, ...]]) -> None:
         for message in received:
-            kind = message[0]
-            if kind == messages.RESULT:
-                self._take_result(*message[1:])
-            elif kind == messages.CHUNK:
-                self._take_chunk(*message[1:])
-            elif kind == messages.END:
-                self._take_end(*message[1:])
-            elif kind == messages.ERROR:
-                self._take_error(*message[1:])
-            else:
-                self.is_open = kind == messages.MENDED
-                self._owner.note_state(self)
+            try:
+                self._take(*message)
+            except Exception:  # one message fails alone
+                logger.exception("message.failed", extra={"model": self._model})
+
+    def _take(self, kind: int, *facts: Any) -> None:
+        if kind == messages.RESULT:
+            self._take_result(*facts)
+        elif kind == messages.CHUNK:
+            self._take_chunk(*facts)
+        elif kind == messages.END:
+            self._take_end(*facts)
+        elif kind == messages.ERROR:
+            self._take_error(*facts)
+        elif kind == messages.NOT_BEGUN:
+            if (ticket := self._forget(*facts)) is not None:
+                self._owner.send_again(ticket)
+        else:
+            self.is_open = kind == messages.MENDED
+            self._owner.note_state(self)
 
     def _take_result(self, number: int, *facts: Any) -> None:
         if (ticket := self._forget(number)) is None:
@@ -275,13 +283,13 @@ class ReplicaClient:
     def _take_error(self, number: int, *facts: Any) -> None:
         if (ticket := self._forget(number)) is None:
             return
-        error = _note_times(ticket.job, facts).unpack()
-        if isinstance(error, ModelFailedError):  # no hook was begun for it
-            self._owner.send_again(ticket)
-        elif ticket.channel is not None:
-            ticket.channel.end(error)
-        else:
-            ticket.job.fail(error)
+        packed = _note_times(ticket.job, facts)
+        try:
+            error = packed.unpack()
+        except Exception as exc:
+            logger.error("error.unpack.failed", exc_info=exc, extra={"model": self._model})
+            error = ModelError()
+        ticket.job.fail(error)
 
     def _lost(self) -> None:
         self.is_open = False

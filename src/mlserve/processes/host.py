@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from mlserve.errors import MLServeError, ModelError
+from mlserve.errors import MLServeError, ModelError, ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.handler import NO_HEADERS, Call
 from mlserve.lane import Lane
@@ -286,6 +286,10 @@ class _Client:
         if self._host.is_mute:
             return
         del self._jobs[job.number]
+        if isinstance(error, ModelFailedError) and self._marks[job.slot] == Mark.WAITING:
+            self.link.send((messages.NOT_BEGUN, job.number))
+            self._host.forget(job)
+            return
         kind, packed = messages.END if job.is_stream else messages.RESULT, None
         if error is None and not job.is_stream:
             try:
@@ -294,7 +298,8 @@ class _Client:
                 logger.error("response.pack.failed", exc_info=exc)
                 error = ModelError("The model's response cannot leave its process.")
         if error is not None:
-            kind, packed = messages.ERROR, _packed_error(error)
+            error = error if isinstance(error, MLServeError) else ModelError()
+            kind, packed = messages.ERROR, messages.pack_error(error, ModelError())
         times = job.times
         durations = (times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s)
         annotations = _packed_annotations(job.call.annotations)
@@ -360,14 +365,6 @@ class _Pump:
                 logger.exception("chunk.pack.failed")
                 raise ModelError("A chunk of the model cannot leave its process.") from exc
             self._link.send((messages.CHUNK, self._number, packed))
-
-
-def _packed_error(error: BaseException) -> Any:
-    try:
-        return pack(error if isinstance(error, MLServeError) else ModelError())
-    except Exception:  # an error of the user's own
-        logger.exception("error.pack.failed")
-        return pack(ModelError())
 
 
 def _packed_annotations(annotations: dict[str, Any]) -> Any:

@@ -253,10 +253,6 @@ class RemoteLane:
     def note_change(self) -> None:
         """Look at the replicas: send what waits to those that serve, refuse what none will take."""
         held, self._held = self._held, []
-        if self.n_serving == 0 and not self.is_recovering:
-            for ticket in held:
-                ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
-            return
         # A replica that has just come up is given first what may only run alone.
         for ticket in sorted(held, key=lambda ticket: not ticket.is_alone):
             self.send_again(ticket)
@@ -331,14 +327,19 @@ class RemoteLane:
         self._on_change()
 
     def send_again(self, ticket: Ticket) -> None:
-        """Send a request to the replica that has the least to do, once there is one."""
+        """
+        Send a request to the replica that has the least to do, once there is one.
+
+        It is refused if there will be none.
+        """
         if ticket.job.abandoned:
             return
-        client = self._choose(ticket)
-        if client is None:
+        if (client := self._choose(ticket)) is not None:
+            client.submit(ticket)
+        elif self.n_serving or self.is_recovering:
             self._held.append(ticket)
         else:
-            client.submit(ticket)
+            ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
 
     def _learn(self) -> None:
         """Look at what batches cost, which other processes may have found out."""

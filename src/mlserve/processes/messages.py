@@ -7,6 +7,7 @@ HTTP process numbers its requests.
 
 from typing import Final
 
+from mlserve.observability.loggers import get_logger
 from mlserve.processes.frames import Packed, pack
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LOADED",
     "LOG",
     "MENDED",
+    "NOT_BEGUN",
     "NOT_STARTED",
     "PROGRESS",
     "READY",
@@ -41,6 +43,8 @@ __all__ = [
     "WATCH_HEALTH",
     "pack_error",
 ]
+
+logger = get_logger(__name__)
 
 # From an HTTP process to a replica.
 SUBMIT: Final = 1
@@ -65,6 +69,8 @@ BROKEN: Final = 15
 """It fails on the handler's own examples."""
 MENDED: Final = 16
 """It does no longer."""
+NOT_BEGUN: Final = 17
+"""`id`: no hook will be begun for it here, send it elsewhere."""
 
 # From the supervisor to a replica.
 RETIRE: Final = 21
@@ -114,11 +120,18 @@ IS_ALONE: Final = 2
 """Run nothing else beside it: it may be what ended another process."""
 
 
-def pack_error(error: Exception) -> Packed:
-    """Pack an exception, or its text if it would not come back as what it is."""
+def pack_error(error: BaseException, instead: Exception | None = None) -> Packed:
+    """
+    Pack an exception so that it comes back as what it is.
+
+    Args:
+        error: The exception.
+        instead: Packed if it would not come back; `None` = its text.
+    """
     try:
         packed = pack(error)
         packed.unpack()  # one with a constructor of its own may not come back
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, its text is enough
-        packed = pack(RuntimeError(f"{type(error).__name__}: {error}"))
+    except Exception as exc:  # whatever is wrong with it
+        logger.warning("error.pack.failed", exc_info=exc)
+        packed = pack(instead or RuntimeError(f"{type(error).__name__}: {error}"))
     return packed
