@@ -18,7 +18,7 @@ from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import N_SLOTS, Board, Cause, Mark
 from mlserve.processes.frames import Packed, pack
-from mlserve.processes.host import FIRST_CREDIT
+from mlserve.processes.guest import FIRST_CREDIT
 from mlserve.processes.wire import Link, connect
 from mlserve.streaming import Channel
 
