@@ -32,12 +32,16 @@ class FakeFleet:
 
     def __init__(self) -> None:
         self.board = Board.create(1, 1)
+        self.lost: list[tuple[int, int, int]] = []
 
     async def start(self, load_timeout_s: float | None) -> int:
         return 1
 
     def listen(self, index: int, listener: Listener) -> None:
         """No test needs more than one."""
+
+    def note_lost(self, index: int, number: int, pid: int) -> None:
+        self.lost.append((index, number, pid))
 
     def watch_health(self, period_s: float) -> None:
         """No replica is ill."""

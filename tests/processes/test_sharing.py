@@ -126,6 +126,16 @@ def test_a_start_that_fails_raises_what_it_raised(error: Exception) -> None:
     assert str(caught.value) == str(error)
 
 
+def test_a_process_that_has_lost_its_way_to_a_replica_asks_for_another_one() -> None:
+    async def run() -> tuple[Any, ...]:
+        async with supervised() as (supervisor, _, fleet):
+            fleet.listen(1, Listening())
+            fleet.note_lost(1, 0, 4711)
+            return await supervisor.next_of(messages.LOST)
+
+    assert asyncio.run(run()) == (messages.LOST, *KEY, 0, 4711)
+
+
 def test_a_fleet_that_is_closed_hears_nothing_and_keeps_no_socket() -> None:
     listening = Listening()
 

@@ -188,6 +188,12 @@ class _Supervisor:
             if fleet.key == key and worker.process is not None:
                 fleet.listen(worker.index, worker.process)
 
+    def note_lost(self, worker: "_Worker", key: tuple[str, str], number: int, pid: int) -> None:
+        """Learn that the way from an HTTP process to a replica has ended."""
+        for fleet in self._fleets:
+            if fleet.key == key:
+                fleet.note_lost(worker.index, number, pid)
+
     def leave(self, worker: "_Worker") -> None:
         """Forget an HTTP process that has ended."""
         self._tally.leave(worker.index)
@@ -373,6 +379,8 @@ class _Worker:
             self._n_missed = 0
             if kind == messages.LISTEN:
                 self._supervisor.listen(self, (facts[0], facts[1]))
+            elif kind == messages.LOST:
+                self._supervisor.note_lost(self, (facts[0], facts[1]), *facts[2:])
             elif kind == messages.SERVING:
                 self.is_serving = self._has_served = True
                 self._supervisor.note_serving()

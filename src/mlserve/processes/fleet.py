@@ -10,8 +10,8 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mlserve.execution.devices import device_of
@@ -36,6 +36,8 @@ logger = get_logger(__name__)
 _WATCH_S = 0.1
 _AWAY_S = 1.0
 _SCALE_S = 1.0
+_INTRODUCE_S = 0.5
+_MAX_LOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class FleetStatus:
     """Whether a replica that does not serve now should soon do so."""
     serving: frozenset[int] = frozenset()
     """The replicas that serve."""
+    pids: Mapping[int, int] = field(default_factory=dict)
+    """The processes that HTTP processes are connected with, by replica."""
     load_s: float = 0.0
     """How long the last load took, in seconds."""
     reason: str | None = None
@@ -139,9 +143,7 @@ class Fleet:
     def listen(self, index: int, listener: Listener) -> None:
         """Tell an HTTP process of the replicas, and connect it with those that serve."""
         self._listeners[index] = listener
-        for keeper in self._keepers.values():
-            if keeper.state is ReplicaState.SERVING:
-                self._introduce(keeper, index)
+        self._introduce_all()
         listener.note_status(self.status)
 
     def leave(self, index: int) -> None:
@@ -149,6 +151,22 @@ class Fleet:
         self._listeners.pop(index, None)
         for keeper in self._keepers.values():
             keeper.introduced.discard(index)
+            keeper.n_lost.pop(index, None)
+
+    def note_lost(self, index: int, number: int, pid: int) -> None:
+        """
+        Learn that the way from an HTTP process to a replica has ended: it gets another one.
+
+        Args:
+            index: The HTTP process.
+            number: The replica.
+            pid: Its process, which may have ended since.
+        """
+        keeper = self._keepers.get(number)
+        if keeper is None or keeper.process is None or keeper.process.pid != pid:
+            return
+        keeper.introduced.discard(index)
+        keeper.n_lost[index] += 1
 
     def watch_health(self, period_s: float) -> None:
         """Have each replica call its `health` hook every so often."""
@@ -198,16 +216,17 @@ class Fleet:
     def note_state(self, keeper: Keeper) -> None:
         """Learn that a replica's state has changed."""
         if keeper.state is ReplicaState.SERVING:
-            for index in self._listeners:
-                self._introduce(keeper, index)
+            self._introduce_all()
             self._ask_for_health(keeper)
         elif keeper.state is ReplicaState.ENDED:
             self._keepers.pop(keeper.number, None)
         keepers = self._keepers.values()
+        connected = (ReplicaState.SERVING, ReplicaState.BROKEN)
         coming = (ReplicaState.LOADING, ReplicaState.WAITING, ReplicaState.RETIRING)
         self.status = FleetStatus(
             is_recovering=any(k.state in coming and not k.is_given_up for k in keepers),
             serving=frozenset(k.number for k in keepers if k.state is ReplicaState.SERVING),
+            pids={k.number: k.process.pid for k in keepers if k.state in connected and k.process},
             load_s=max((k.load_s for k in keepers), default=0.0),
             reason=keeper.reason,
         )
@@ -231,8 +250,18 @@ class Fleet:
         self._tasks.spawn(keeper.keep(lambda: self._load_timeout_s))
         return keeper
 
+    def _introduce_all(self) -> None:
+        """Connect each HTTP process with each replica that serves, if it is not."""
+        for keeper in self._keepers.values():
+            if keeper.takes_clients:
+                for index in self._listeners.keys() - keeper.introduced:
+                    self._introduce(keeper, index)
+
     def _introduce(self, keeper: Keeper, index: int) -> None:
-        if keeper.process is None or index in keeper.introduced:
+        if keeper.process is None:
+            return
+        if keeper.n_lost[index] > _MAX_LOST:
+            keeper.kill("the way to it has ended again and again")
             return
         try:
             sock = keeper.process.introduce(index)
@@ -248,7 +277,7 @@ class Fleet:
 
     async def _keep_watch(self) -> None:
         load = Load(self.board, self._spec.batching.max_size)
-        scaled_at = looked_at = self._clock()
+        scaled_at = introduced_at = looked_at = self._clock()
         while True:
             await asyncio.sleep(_WATCH_S)
             now = self._clock()
@@ -258,6 +287,9 @@ class Fleet:
                     keeper.skip_watch(now)
                 else:
                     keeper.watch(now)
+            if now - introduced_at >= _INTRODUCE_S:
+                introduced_at = now
+                self._introduce_all()
             load.sample(self.status.serving)
             if now - scaled_at >= _SCALE_S:
                 scaled_at = now

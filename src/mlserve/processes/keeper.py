@@ -6,6 +6,7 @@ Lives on the supervisor's event loop.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
@@ -92,7 +93,9 @@ class Keeper:
         """How long the last load took, in seconds."""
         self.process: ChildProcess | None = None
         self.introduced: set[int] = set()
-        """The HTTP processes that its process was connected with."""
+        """The HTTP processes that its process is connected with."""
+        self.n_lost: Counter[int] = Counter()
+        """How often the way from an HTTP process to its process has ended."""
         self.first_load: asyncio.Future[int]
         """With how many examples it was warmed up, once it was loaded for the first time."""
         self._owner = owner
@@ -111,6 +114,11 @@ class Keeper:
     def is_given_up(self) -> bool:
         """Whether it has failed so often that nobody should wait for it."""
         return self.n_failures >= self._restart.failures
+
+    @property
+    def takes_clients(self) -> bool:
+        """Whether HTTP processes may be connected with its process."""
+        return self.state is ReplicaState.SERVING and not self._unwanted.is_set()
 
     async def keep(self, load_timeout_s: Callable[[], float | None]) -> None:
         """Run processes until it is not wanted any more."""
@@ -147,19 +155,22 @@ class Keeper:
         if row.beat != self._beat or row.kill_at > 0:
             self._beat, self._beat_at = row.beat, now
         if 0 < row.kill_at < now:
-            self._kill(process, "a hook did not return in time")
+            self._row.cause = Cause.HANG
+            self.kill("a hook did not return in time")
         elif now - self._beat_at > _UNRESPONSIVE_S:
-            self._kill(process, "it does not respond")
+            self._row.cause = Cause.HANG
+            self.kill("it does not respond")
+
+    def kill(self, reason: str) -> None:
+        """End its process, which another one follows."""
+        if self.process is not None and self.process.is_alive:
+            self.reason = f"replica {self.number} is being restarted: {reason}"
+            logger.error("replica.killed", extra={**self._about, "reason": reason})
+            self.process.kill()
 
     def skip_watch(self, now: float) -> None:
         """Begin to watch anew: nobody has looked for a while, and it may have stood still, too."""
         self._beat_at = now
-
-    def _kill(self, process: ChildProcess, reason: str) -> None:
-        self._row.cause = Cause.HANG
-        self.reason = f"replica {self.number} is being restarted: {reason}"
-        logger.error("replica.killed", extra={**self._about, "reason": reason})
-        process.kill()
 
     async def _live(self, load_timeout_s: float | None) -> None:
         """Run one process from its start to its end."""
@@ -167,6 +178,7 @@ class Keeper:
         self._move(ReplicaState.LOADING)
         self._loaded = asyncio.get_running_loop().create_future()
         self.introduced.clear()
+        self.n_lost.clear()
         self._n_answered = self._row.answered
         try:
             process = ChildProcess(self._listen)

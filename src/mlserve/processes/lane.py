@@ -57,6 +57,9 @@ class RemoteFleet(Protocol):
     def listen(self, index: int, listener: Listener) -> None:
         """Tell who listens of the replicas."""
 
+    def note_lost(self, index: int, number: int, pid: int) -> None:
+        """Ask for another way to a replica, if that process of it has not ended."""
+
     def watch_health(self, period_s: float) -> None:
         """Have each replica call its `health` hook every so often."""
 
@@ -316,6 +319,9 @@ class RemoteLane:
         """Find another replica for what one had that has ended, or say what became of it."""
         if self._clients.get(client.number) is client:
             del self._clients[client.number]
+        pid = self._status.pids.get(client.number)
+        if pid is not None and self._newest.get(client.number) is client:
+            self._fleet.note_lost(self._index, client.number, pid)
         for ticket, mark in client.take_all():
             if mark is Mark.WAITING:
                 self.send_again(ticket)

@@ -24,6 +24,7 @@ __all__ = [
     "LISTEN",
     "LOADED",
     "LOG",
+    "LOST",
     "MENDED",
     "NOT_BEGUN",
     "NOT_STARTED",
@@ -99,6 +100,9 @@ BEAT: Final = 41
 """Its event loop turns."""
 LISTEN: Final = 42
 """`model, version`: start its replicas if they are not, and tell what becomes of them."""
+
+LOST: Final = 43
+"""`model, version, number, pid`: the way to that process of that replica has ended."""
 
 # From the supervisor to an HTTP process.
 REPLICA_UP: Final = 50

@@ -83,6 +83,10 @@ class OwnedFleet:
             self._is_wanted = True
             self._tasks.spawn(self._start())
 
+    def note_lost(self, index: int, number: int, pid: int) -> None:
+        """Learn that the way from an HTTP process to a replica has ended."""
+        self._fleet.note_lost(index, number, pid)
+
     def leave(self, index: int) -> None:
         """Forget an HTTP process that has ended, and what it has left on the board."""
         self._voices.pop(index, None)
@@ -161,12 +165,12 @@ class SharedFleet:
 
     Args:
         board: The figures that its processes share.
-        ask: Asks the supervisor for the replicas.
+        tell: Sends the supervisor a message about the fleet.
     """
 
-    def __init__(self, board: Board, ask: Callable[[], None]) -> None:
+    def __init__(self, board: Board, tell: Callable[..., None]) -> None:
         self.board = board
-        self._ask = ask
+        self._tell = tell
         self._listener: Listener | None = None
         self._started: asyncio.Future[int]
 
@@ -174,7 +178,7 @@ class SharedFleet:
         """Ask for the replicas and tell who listens of them."""
         self._started = asyncio.get_running_loop().create_future()
         self._listener = listener
-        self._ask()
+        self._tell(messages.LISTEN)
 
     async def start(self, load_timeout_s: float | None) -> int:
         """
@@ -187,6 +191,11 @@ class SharedFleet:
             Exception: Why they cannot.
         """
         return await self._started
+
+    def note_lost(self, index: int, number: int, pid: int) -> None:
+        """Ask for another way to a replica; the supervisor knows the process that asks."""
+        if self._listener is not None:
+            self._tell(messages.LOST, number, pid)
 
     def watch_health(self, period_s: float) -> None:
         """Do nothing: the supervisor has each replica call its `health` hook."""
@@ -244,8 +253,7 @@ class Supervision:
 
     def share(self, key: Key, board: Board) -> SharedFleet:
         """Give the fleet of a model."""
-        fleet = SharedFleet(board, partial(self._link.send, (messages.LISTEN, *key)))
-        self._fleets[key] = fleet
+        fleet = self._fleets[key] = SharedFleet(board, partial(self._tell, key))
         return fleet
 
     async def open(self) -> None:
@@ -262,6 +270,9 @@ class Supervision:
         self._is_closed = True
         await self._tasks.close()
         await self._link.drain_and_close(_LAST_WORDS_S)
+
+    def _tell(self, key: Key, kind: int, *facts: Any) -> None:
+        self._link.send((kind, *key, *facts))
 
     async def _keep_beating(self) -> None:
         while True:
