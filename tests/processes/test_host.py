@@ -5,6 +5,7 @@ import socket
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,7 +15,7 @@ from mlserve.batching.cost_model import CostModel
 from mlserve.handler import Call
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Mark
-from mlserve.processes.frames import pack
+from mlserve.processes.frames import encode, pack
 from mlserve.processes.host import Host
 from mlserve.processes.watched import HostedJob
 from mlserve.processes.wire import Link, connect
@@ -54,9 +55,10 @@ class FakeBatcher:
 
     def __init__(self) -> None:
         self.cost_model = CostModel()
+        self.n_wakes = 0
 
     def wake(self) -> None:
-        """Nothing is batched."""
+        self.n_wakes += 1
 
 
 class FakeLane:
@@ -83,7 +85,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.lane = FakeLane()
-        self.board = Board.create(1, 1)
+        self.board = Board.create(1, 2)
         lane: Any = self.lane
         self.host = Host(lane, self.board, 0, has_costs=False)
         self.begun: list[HostedJob] = []
@@ -296,6 +298,62 @@ def test_a_request_is_let_go_with_its_answer() -> None:
         link.close()
 
     play(script)
+
+
+async def stuck(scene: Scene) -> socket.socket:
+    """Give the end of an HTTP process that does not take the answer to its request."""
+    ours, theirs = socket.socketpair()
+    await scene.host.connect(1, theirs)
+    message = (messages.SUBMIT, 1, 0, 0, "id", 1e9, 60.0, 0, None, pack("payload"))
+    ours.sendall(b"".join(encode([message])))
+    await until(lambda: len(scene.lane.predicted) == 1)
+    scene.lane.predicted[0].result(b"x" * (8 << 20))
+    await until(lambda: scene.host.is_congested)
+    return ours
+
+
+def test_a_process_that_does_not_take_its_answers_holds_batches_up_if_there_is_no_other() -> None:
+    async def script(scene: Scene) -> None:
+        end = await stuck(scene)
+        n_wakes = scene.lane.batcher.n_wakes
+        await until(lambda: scene.lane.batcher.n_wakes > n_wakes)
+        assert scene.host.is_congested
+        end.close()
+        await until(lambda: not scene.host.is_congested)
+
+    play(script)
+
+
+def test_a_process_that_does_not_take_its_answers_holds_others_up_for_a_moment_only() -> None:
+    async def script(scene: Scene) -> None:
+        end = await stuck(scene)
+        link = await connected(scene)
+        assert scene.host.is_congested
+        n_wakes = scene.lane.batcher.n_wakes
+        await until(lambda: scene.lane.batcher.n_wakes > n_wakes)
+        assert not scene.host.is_congested
+        link.close()
+        end.close()
+
+    play(script)
+
+
+def test_batches_that_were_held_up_for_a_process_begin_when_it_ends() -> None:
+    async def script(scene: Scene) -> None:
+        end = await stuck(scene)
+        link = await connected(scene)
+        n_wakes = scene.lane.batcher.n_wakes
+        end.close()
+        await until(lambda: not scene.host.is_congested)
+        assert scene.lane.batcher.n_wakes > n_wakes
+        link.close()
+
+    play(script)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlserve.processes.guest._PATIENCE_S", 0.05)
 
 
 class Hosting(RuleBasedStateMachine):

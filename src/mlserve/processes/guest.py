@@ -27,6 +27,7 @@ FIRST_CREDIT = 16
 """How many chunks of a stream an HTTP process takes before it has to ask for more."""
 
 _AHEAD = 4
+_PATIENCE_S = 1.0
 
 
 class Hosting(Protocol):
@@ -57,13 +58,29 @@ class Guest:
     """
 
     def __init__(self, host: Hosting, marks: memoryview) -> None:
-        self.link = Link(self._receive, self._lost, host.lane.batcher.wake)
+        self.link = Link(self._receive, self._lost, self._relax)
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_slow = False
         self._host = host
         self._marks = marks
         self._jobs: dict[int, HostedJob] = {}
         self._streams: dict[int, tuple[_Pump, asyncio.Task[None]]] = {}
         # Which request has a slot: the next one gets it while a hook may run for the last one.
         self._marked: dict[int, int] = {}
+
+    @property
+    def holds_up(self) -> bool:
+        """
+        Whether it is worth waiting for: it does not take its answers as fast as they come.
+
+        After a second it is not: its own requests bound what is kept for it.
+        """
+        if not self.link.is_congested or self._is_slow:
+            return False
+        if self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(_PATIENCE_S, self._lose_patience)
+        return True
 
     def mark(self, job: HostedJob, mark: Mark) -> None:
         """Say on the board where a request is. Any thread."""
@@ -89,6 +106,17 @@ class Guest:
             self._end(job, value, error)
         else:
             job.mark(Mark.ANSWERED)
+
+    def _lose_patience(self) -> None:
+        self._is_slow = True
+        self._host.lane.batcher.wake()
+
+    def _relax(self) -> None:
+        self._is_slow = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self._host.lane.batcher.wake()
 
     def _receive(self, received: list[tuple[Any, ...]]) -> None:
         for message in received:
@@ -185,6 +213,7 @@ class Guest:
     def _lost(self) -> None:
         self._marked.clear()  # the marks belong to the next process of that number
         self._host.lose(self)
+        self._relax()
         for number in list(self._jobs):
             self._cancel(number)
 

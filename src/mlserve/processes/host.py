@@ -61,8 +61,11 @@ class Host:
 
     @property
     def is_congested(self) -> bool:
-        """Whether an HTTP process does not take its answers as fast as they come."""
-        return any(guest.link.is_congested for guest in self._guests)
+        """Whether HTTP processes do not take their answers as fast as they come."""
+        guests = self._guests
+        if any(guest.holds_up for guest in guests):
+            return True
+        return bool(guests) and all(guest.link.is_congested for guest in guests)
 
     async def connect(self, index: int, sock: socket.socket) -> None:
         """Take requests from an HTTP process, over a socket that leads to it."""
