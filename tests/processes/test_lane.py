@@ -239,3 +239,27 @@ def test_what_no_replica_will_ever_take_is_refused_at_once() -> None:
         assert isinstance(scene.futures["later"].exception(), ModelFailedError)
 
     play(script)
+
+
+def test_what_has_no_place_on_the_board_waits_until_another_request_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlserve.processes.client.N_SLOTS", 2)
+
+    async def script(scene: Scene) -> None:
+        await scene.submit("first", "second")
+        for name in ("third", "left", "fourth"):
+            left = scene.place(name)
+            if name == "left":
+                scene.lane.leave(left)
+        assert scene.lane.n_serving == 1
+        scene.answer(messages.RESULT, 1, pack("done"))
+        await until(lambda: len(scene.heard) == 3)
+        scene.answer(messages.RESULT, 2, pack("done"))
+        scene.answer(messages.RESULT, 3, pack("done"))
+        await until(lambda: len(scene.heard) == 4)
+
+        assert scene.submitted() == ["first", "second", "third", "fourth"]
+        assert [message[2] for message in scene.heard] == [0, 1, 0, 1]
+
+    play(script)

@@ -128,8 +128,9 @@ class ReplicaClient:
 
     @property
     def takes_work(self) -> bool:
-        """Whether it takes work now."""
-        return self.is_open and not self._link.is_congested
+        """Whether it takes work now: each request that it has is to have its mark."""
+        has_slot = self._n_slots < N_SLOTS or bool(self._free)
+        return self.is_open and has_slot and not self._link.is_congested
 
     @property
     def was_hung(self) -> bool:
@@ -137,7 +138,7 @@ class ReplicaClient:
         return self._row.cause == Cause.HANG
 
     def submit(self, ticket: Ticket) -> None:
-        """Send a request."""
+        """Send a request; only while it takes work."""
         job = ticket.job
         try:
             payload = pack(job.payload)
@@ -184,7 +185,7 @@ class ReplicaClient:
 
     def mark_of(self, ticket: Ticket) -> Mark:
         """Say where a request is there."""
-        return Mark(self._marks[ticket.slot]) if ticket.slot >= 0 else Mark.INFER
+        return Mark(self._marks[ticket.slot])
 
     def take_waiting(self) -> list[Ticket]:
         """Take back what no hook was begun for."""
@@ -206,13 +207,11 @@ class ReplicaClient:
         self._link.close()
 
     def _take_slot(self) -> int:
-        """Give a slot that no request has had for long, or -1 if there is none."""
+        """Give a slot that no request has had for long."""
         if self._n_slots < N_SLOTS:
             slot, self._n_slots = self._n_slots, self._n_slots + 1
-        elif self._free:
-            slot = self._free.popleft()
         else:
-            return -1
+            slot = self._free.popleft()
         self._marks[slot] = Mark.WAITING
         return slot
 
@@ -220,8 +219,9 @@ class ReplicaClient:
         ticket = self.tickets.pop(number, None)
         if ticket is not None:
             self._sent[self.number] = len(self.tickets)
-            if ticket.slot >= 0:
-                self._free.append(ticket.slot)
+            if self._n_slots == N_SLOTS and not self._free:  # requests may wait for one
+                asyncio.get_running_loop().call_soon(self._owner.note_state, self)
+            self._free.append(ticket.slot)
             ticket.client = None
         return ticket
 

@@ -153,8 +153,8 @@ class Guest:
             priority=priority,
         )
         self._jobs[number] = job
-        if slot >= 0:
-            self._marked[slot] = number
+        self._marked[slot] = number
+        self._marks[slot] = Mark.WAITING  # a hook may have run on for who had it last
         try:
             job.payload = payload.unpack()
         except Exception:
@@ -196,8 +196,8 @@ class Guest:
         times = job.times
         durations = (times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s)
         annotations = _packed_annotations(job.call.annotations)
+        job.mark(Mark.ANSWERED)  # first: with the answer the slot is the next one's
         self.link.send((kind, job.number, durations, times.batch_size, annotations, packed))
-        job.mark(Mark.ANSWERED)
         self._host.n_answered += 1
         self._host.forget(job)
 

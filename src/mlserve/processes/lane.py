@@ -14,36 +14,21 @@ from typing import Any, Protocol
 
 from mlserve.batching.admission import Admission, Refusal
 from mlserve.errors import (
-    DeadlineExceededError,
-    MLServeError,
-    ModelError,
     ModelFailedError,
     OverloadedError,
     QueueFullError,
-    ReplicaDiedError,
 )
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
-from mlserve.observability.loggers import get_logger
 from mlserve.processes.board import Board, Mark
 from mlserve.processes.client import ReplicaClient, Ticket
+from mlserve.processes.deaths import STAGES, error_after_death
 from mlserve.processes.fleet import FleetStatus, Listener
 from mlserve.spec import ModelSpec
 from mlserve.statistics import Figures
 from mlserve.streaming import Channel
 
 __all__ = ["RemoteFleet", "RemoteLane"]
-
-logger = get_logger(__name__)
-
-_STAGES = {
-    Mark.WAITING: "queue",
-    Mark.PREPROCESS: "preprocess",
-    Mark.INFER: "infer",
-    Mark.POSTPROCESS: "postprocess",
-    Mark.STREAM: "stream",
-    Mark.ANSWERED: "postprocess",
-}
 
 
 class RemoteFleet(Protocol):
@@ -106,8 +91,8 @@ class RemoteLane:
         # The last process of each number, which may not be connected yet, or have ended.
         self._newest: dict[int, ReplicaClient] = {}
         self._tickets: dict[Job, Ticket] = {}
-        # Those that no replica takes yet, in the order in which they came.
-        self._held: list[Ticket] = []
+        # Those that no replica takes yet, in the order in which they came: a set that has one.
+        self._held: dict[Ticket, None] = {}
         self._status = FleetStatus()
         self._tasks = TaskSet()
         self._idle = asyncio.Event()
@@ -229,8 +214,8 @@ class RemoteLane:
         if (ticket := self._tickets.get(job)) is not None:
             if ticket.client is not None:
                 ticket.client.cancel(ticket)
-            elif ticket in self._held:
-                self._held.remove(ticket)
+            else:
+                self._held.pop(ticket, None)
 
     def leave(self, job: Job) -> None:
         """Forget a job that has its answer, or whose caller has left."""
@@ -247,7 +232,7 @@ class RemoteLane:
         ticket = self._tickets.get(job)
         if ticket is None or ticket.client is None:
             return "queue"
-        return _STAGES[ticket.client.mark_of(ticket)]
+        return STAGES[ticket.client.mark_of(ticket)]
 
     async def wait_idle(self) -> None:
         """Wait until nobody waits for anything that is here."""
@@ -255,9 +240,11 @@ class RemoteLane:
 
     def note_change(self) -> None:
         """Look at the replicas: send what waits to those that serve, refuse what none will take."""
-        held, self._held = self._held, []
         # A replica that has just come up is given first what may only run alone.
-        for ticket in sorted(held, key=lambda ticket: not ticket.is_alone):
+        for ticket in sorted(self._held, key=lambda ticket: not ticket.is_alone):
+            if self._may_wait and not self._takers():
+                return
+            del self._held[ticket]
             self.send_again(ticket)
 
     async def close(self) -> None:
@@ -323,13 +310,13 @@ class RemoteLane:
         if pid is not None and self._newest.get(client.number) is client:
             self._fleet.note_lost(self._index, client.number, pid)
         for ticket, mark in client.take_all():
-            if mark is Mark.WAITING:
-                self.send_again(ticket)
-            elif (error := self._error_after_death(ticket, mark, client)) is not None:
+            error = error_after_death(ticket, mark, self._spec, was_hung=client.was_hung)
+            if error is not None:
                 ticket.job.fail(error)
-            else:
+                continue
+            if mark is not Mark.WAITING:
                 ticket.is_alone = mark.is_running
-                self.send_again(ticket)
+            self.send_again(ticket)
         self._on_change()
 
     def send_again(self, ticket: Ticket) -> None:
@@ -342,8 +329,8 @@ class RemoteLane:
             return
         if (client := self._choose(ticket)) is not None:
             client.submit(ticket)
-        elif self.n_serving or self.is_recovering:
-            self._held.append(ticket)
+        elif self._may_wait:
+            self._held[ticket] = None
         else:
             ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
 
@@ -354,8 +341,16 @@ class RemoteLane:
             self._learned_from = state
             self._admission.learn(self._board.learned_cost(), max(1, self.n_serving))
 
+    @property
+    def _may_wait(self) -> bool:
+        """Whether a replica will take what none takes now."""
+        return self.n_serving > 0 or self.is_recovering
+
+    def _takers(self) -> list[ReplicaClient]:
+        return [client for client in self._clients.values() if client.takes_work]
+
     def _choose(self, ticket: Ticket) -> ReplicaClient | None:
-        free = [client for client in self._clients.values() if client.takes_work]
+        free = self._takers()
         if ticket.is_alone:
             # What has ended a replica should not end another one that has more to lose.
             fresh = [client for client in free if not client.tickets]
@@ -365,22 +360,6 @@ class RemoteLane:
         if len(free) <= 1:
             return free[0] if free else None
         return min(free, key=lambda client: self._board.load(client.number))
-
-    def _error_after_death(
-        self, ticket: Ticket, mark: Mark, client: ReplicaClient
-    ) -> MLServeError | None:
-        """Say why a request that was begun in a dead replica may not be run again, if so."""
-        if ticket.n_chunks or not self._spec.contract.handler_class.idempotent:
-            return ReplicaDiedError(self._spec.name)
-        if not (ticket.is_alone and mark.is_running):
-            return None
-        logger.error(
-            "request.poisonous",
-            extra={"model": self._spec.name, "request_id": ticket.job.call.request_id},
-        )
-        if client.was_hung:
-            return DeadlineExceededError(_STAGES[mark], ticket.job.timeout_s)
-        return ModelError()
 
     def _allow_more(self, ticket: Ticket) -> None:
         if ticket.client is not None:
