@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from mlserve.errors import MLServeError
-from mlserve.execution.recovery import free_memory, is_device_broken, is_out_of_memory, let_go
+from mlserve.execution.recovery import (
+    Collector,
+    free_memory,
+    is_device_broken,
+    is_out_of_memory,
+    let_go,
+)
+from mlserve.testing import FakeClock
 
 
 class OutOfMemoryError(Exception):
@@ -154,3 +161,20 @@ def test_what_the_frames_of_an_exception_hold_is_let_go_and_its_traceback_stays(
 
 def test_memory_can_be_freed_without_a_device() -> None:
     free_memory()
+
+
+def test_garbage_is_collected_for_a_tenth_of_the_time_at_most() -> None:
+    clock = FakeClock()
+    n_collected = 0
+
+    def collect() -> None:
+        nonlocal n_collected
+        n_collected += 1
+        clock.advance(0.5)
+
+    collector = Collector(collect, clock)
+    for _ in range(100):
+        collector.collect()
+        clock.advance(0.1)
+
+    assert n_collected == 3

@@ -9,8 +9,9 @@ import re
 import sys
 import traceback
 
-__all__ = ["free_memory", "is_device_broken", "is_out_of_memory", "let_go"]
+__all__ = ["Collector", "free_memory", "is_device_broken", "is_out_of_memory", "let_go"]
 
+_REST = 9  # times as long as it took: a tenth of the time at most
 _NAMES = frozenset({"OutOfMemoryError", "_ArrayMemoryError", "MemoryError"})
 _MESSAGES = (
     "cuda error: out of memory",
@@ -88,9 +89,41 @@ def let_go(error: BaseException) -> None:
 
 
 def free_memory() -> None:
-    """Collect garbage, then give the device's cached blocks back. In the replica's thread."""
-    gc.collect()
+    """
+    Collect garbage, then give the device's cached blocks back. In the replica's thread.
+
+    Nothing is collected soon after the last time: it holds up the event loop, and in a process
+    with much in memory a row of failing batches would stop the server.
+    """
+    _collector.collect()
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.empty_cache()
+
+
+class Collector:
+    """
+    Collects garbage for a small share of the time only.
+
+    Args:
+        collect: Does it.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(self, collect: Callable[[], object], clock: Callable[[], float]) -> None:
+        self._collect = collect
+        self._clock = clock
+        self._not_before = -math.inf
+
+    def collect(self) -> None:
+        """Collect, unless that was done so lately that it would take more than its share."""
+        started = self._clock()
+        if started < self._not_before:
+            return
+        self._collect()
+        ended = self._clock()
+        self._not_before = ended + (ended - started) * _REST
+
+
+_collector = Collector(gc.collect, time.monotonic)
