@@ -5,9 +5,12 @@ Knows torch by its names only: the core imports no ML framework.
 """
 
 import gc
+import math
 import re
 import sys
+import time
 import traceback
+from collections.abc import Callable
 
 __all__ = ["Collector", "free_memory", "is_device_broken", "is_out_of_memory", "let_go"]
 
