@@ -120,13 +120,23 @@ def test_requests_in_flight_are_those_of_all_processes() -> None:
     board = Board.create(2, 2)
     for client in board.clients:
         client.in_flight, client.streams = 10, 4
-        client.by_priority[0], client.by_priority[9] = 7, 3
     board.replicas[0].active, board.replicas[0].streams = 6, 1
 
     assert board.in_flight() == 20
     assert board.n_waiting() == 14
     assert board.n_waiting_streams() == 7
-    assert [board.n_less_urgent(priority) for priority in (0, 8, 9)] == [6, 6, 0]
+
+
+@pytest.mark.parametrize(("active", "expected"), [(0, [16, 6, 0]), (4, [12, 2, 0]), (9, [7, 0, 0])])
+def test_the_less_urgent_that_wait_are_those_that_cannot_be_at_work(
+    active: int, expected: list[int]
+) -> None:
+    board = Board.create(2, 2)
+    for client in board.clients:
+        client.by_priority[0], client.by_priority[5], client.by_priority[9] = 7, 5, 3
+    board.replicas[0].active, board.replicas[1].active = active // 2, active - active // 2
+
+    assert [board.n_less_urgent(priority) for priority in (0, 5, 9)] == expected
 
 
 def test_nothing_waits_when_more_is_at_work_than_in_flight() -> None:

@@ -236,8 +236,13 @@ class Board:
         return max(n, 0)
 
     def n_less_urgent(self, priority: int) -> int:
-        """Count the unanswered requests that any one of a priority goes before."""
-        return int(sum(sum(row.by_priority[priority + 1 :]) for row in self.clients))
+        """
+        Count the waiting requests that any one of a priority goes before, at the least.
+
+        Which of the unanswered ones run is not known: as many as may be of these.
+        """
+        n_unanswered = sum(sum(row.by_priority[priority + 1 :]) for row in self.clients)
+        return max(0, int(n_unanswered - sum(row.active for row in self.replicas)))
 
     def n_waiting_streams(self) -> int:
         """Count the streams among them."""
