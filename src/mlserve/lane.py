@@ -7,14 +7,13 @@ handler is run by the old handler. Lives on the event loop.
 
 import asyncio
 import math
-import random
 from collections.abc import Callable
 from typing import Any
 
-from mlserve.batching.admission import Admission, Refusal
+from mlserve.batching.admission import Admission
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
-from mlserve.errors import MLServeError, ModelFailedError, OverloadedError, QueueFullError
+from mlserve.errors import MLServeError, ModelFailedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
 from mlserve.spec import ModelSpec
@@ -42,7 +41,9 @@ class Lane:
         self.batcher = Batcher(spec.batching, pool, self.queue, clock)
         limits = spec.limits
         max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
-        self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
+        self._admission = Admission(
+            spec.name, max_queue_size, limits.timeout_s, spec.batching.max_size
+        )
         self._spec = spec
         self._clock = clock
         # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
@@ -135,17 +136,12 @@ class Lane:
         queue.capacity = admission.capacity
         n_waiting = queue.occupied
         n_ahead = queue.ahead_of(priority) - len(self._reserved_streams)
-        refusal = admission.refuse(
+        error = admission.error(
             n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
         )
-        if refusal is None:
-            return
-        self._n_refused += 1
-        # Not all at the same moment: who was refused together should not come back together.
-        retry_after_s = admission.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
-        if refusal is Refusal.FULL:
-            raise QueueFullError(self._spec.name, queue.capacity, retry_after_s)
-        raise OverloadedError(self._spec.name, admission.wait_s(n_ahead), retry_after_s)
+        if error is not None:
+            self._n_refused += 1
+            raise error
 
     def enter(self, job: Job, *, is_stream: bool) -> None:
         """

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mlserve.batching.admission import Admission, Refusal
 from mlserve.batching.cost_model import CostModel
+from mlserve.errors import OverloadedError, QueueFullError
 
 
 def learned(
@@ -21,7 +22,7 @@ def learned(
     cost = CostModel()
     for _ in range(20):
         cost.observe(max_size, batch_s)
-    admission = Admission(max_queue_size, timeout_s, max_size)
+    admission = Admission("m", max_queue_size, timeout_s, max_size)
     admission.learn(cost, n_replicas)
     return admission
 
@@ -31,7 +32,7 @@ def refuse(admission: Admission, n: int, budget_s: float) -> Refusal | None:
 
 
 def test_nothing_known_is_bounded_by_number_only() -> None:
-    admission = Admission(None, 60.0, 32)
+    admission = Admission("m", None, 60.0, 32)
     admission.learn(CostModel(), 1)
 
     assert admission.capacity == 1024
@@ -95,3 +96,25 @@ def test_the_wait_grows_with_the_queue(batch_s: float, max_size: int, one: int, 
 
     assert admission.wait_s(shorter) <= admission.wait_s(longer)
     assert admission.retry_after_s(shorter) <= admission.retry_after_s(longer)
+
+
+def test_who_is_refused_is_told_why_and_when_to_come_back() -> None:
+    admission = learned(1.0, max_queue_size=10)
+
+    late = admission.error(n_waiting=8, n_ahead=8, budget_s=5.0, left_s=5.0)
+    full = admission.error(n_waiting=10, n_ahead=0, budget_s=5.0, left_s=5.0)
+    fine = admission.error(n_waiting=8, n_ahead=0, budget_s=5.0, left_s=5.0)
+
+    assert isinstance(late, OverloadedError)
+    assert 3.0 <= (late.retry_after_s or 0.0) <= 5.0
+    assert isinstance(full, QueueFullError)
+    assert 3.75 <= (full.retry_after_s or 0.0) <= 6.25
+    assert fine is None
+
+
+def test_who_is_refused_together_is_not_to_come_back_together() -> None:
+    admission = learned(1.0, max_queue_size=10)
+
+    errors = [admission.error(n_waiting=10, n_ahead=0, budget_s=5.0, left_s=5.0) for _ in range(20)]
+
+    assert len({error.retry_after_s for error in errors if error is not None}) > 10

@@ -1,8 +1,10 @@
-"""Whether a request may wait, from what batches were measured to cost. Pure."""
+"""Whether a request may wait, from what batches were measured to cost. Pure, but for chance."""
 
+import random
 from enum import Enum
 
 from mlserve.batching.cost_model import BatchCost, queue_capacity
+from mlserve.errors import CapacityError, OverloadedError, QueueFullError
 
 __all__ = ["Admission", "Refusal"]
 
@@ -25,12 +27,16 @@ class Admission:
     Bounds the queue by number and by time.
 
     Args:
+        model: The model's name, for messages.
         max_queue_size: The bound by number; `None` = what is served in a third of `timeout_s`.
         timeout_s: The longest budget of a request, in seconds.
         max_size: How many requests a batch holds at most.
     """
 
-    def __init__(self, max_queue_size: int | None, timeout_s: float, max_size: int) -> None:
+    def __init__(
+        self, model: str, max_queue_size: int | None, timeout_s: float, max_size: int
+    ) -> None:
+        self._model = model
         self._max_queue_size = max_queue_size
         self._timeout_s = timeout_s
         self._max_size = max_size
@@ -84,6 +90,21 @@ class Admission:
         if self._max_queue_size is None and not is_short and wait_s > budget_s / _SHARE:
             return Refusal.TOO_LATE
         return None
+
+    def error(
+        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float
+    ) -> CapacityError | None:
+        """Give the error of a request that has to be refused, as by `refuse`."""
+        refusal = self.refuse(
+            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
+        )
+        if refusal is None:
+            return None
+        # Not all at the same moment: who was refused together should not come back together.
+        retry_after_s = self.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
+        if refusal is Refusal.FULL:
+            return QueueFullError(self._model, self.capacity, retry_after_s)
+        return OverloadedError(self._model, self.wait_s(n_ahead), retry_after_s)
 
     def retry_after_s(self, n_waiting: int) -> float:
         """Say when half of what waits will have been served, in seconds; 1 when unknown."""

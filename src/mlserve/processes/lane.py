@@ -7,17 +7,12 @@ request is kept until it is answered, and sent elsewhere if its replica ends.
 
 import asyncio
 import math
-import random
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mlserve.batching.admission import Admission, Refusal
-from mlserve.errors import (
-    ModelFailedError,
-    OverloadedError,
-    QueueFullError,
-)
+from mlserve.batching.admission import Admission
+from mlserve.errors import ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
 from mlserve.processes.board import Board, Mark
@@ -85,7 +80,9 @@ class RemoteLane:
         self._clock = clock
         limits = spec.limits
         max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
-        self._admission = Admission(max_queue_size, limits.timeout_s, spec.batching.max_size)
+        self._admission = Admission(
+            spec.name, max_queue_size, limits.timeout_s, spec.batching.max_size
+        )
         self._learned_from: tuple[int, int] | None = None
         self._clients: dict[int, ReplicaClient] = {}
         # The last process of each number, which may not be connected yet, or have ended.
@@ -168,17 +165,12 @@ class RemoteLane:
         if self._spec.contract.can_stream:
             n_ahead -= board.n_waiting_streams()
         n_ahead = max(0, n_ahead)
-        refusal = admission.refuse(
+        error = admission.error(
             n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
         )
-        if refusal is None:
-            return
-        self._row.refused += 1
-        # Not all at the same moment: who was refused together should not come back together.
-        retry_after_s = admission.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
-        if refusal is Refusal.FULL:
-            raise QueueFullError(self._spec.name, admission.capacity, retry_after_s)
-        raise OverloadedError(self._spec.name, admission.wait_s(n_ahead), retry_after_s)
+        if error is not None:
+            self._row.refused += 1
+            raise error
 
     def enter(self, job: Job, *, is_stream: bool) -> None:
         """
