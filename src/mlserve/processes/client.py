@@ -22,7 +22,7 @@ from mlserve.processes.guest import FIRST_CREDIT
 from mlserve.processes.wire import Link, connect
 from mlserve.streaming import Channel
 
-__all__ = ["Owner", "ReplicaClient", "Ticket"]
+__all__ = ["ReplicaClient", "Sender", "Ticket"]
 
 logger = get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Ticket:
         return self.channel is not None
 
 
-class Owner(Protocol):
+class Sender(Protocol):
     """The lane, as a client of a replica sees it."""
 
     def note_lost(self, client: "ReplicaClient") -> None:
@@ -75,22 +75,22 @@ class ReplicaClient:
     The way to one replica.
 
     Args:
-        owner: Told what becomes of the replica.
+        sender: Told what becomes of the replica.
         number: The replica's number.
         board: The figures that the processes share.
         index: The number of this HTTP process.
         model: The model's name.
     """
 
-    def __init__(self, owner: Owner, number: int, board: Board, index: int, model: str) -> None:
+    def __init__(self, sender: Sender, number: int, board: Board, index: int, model: str) -> None:
         self.number = number
         self.tickets: dict[int, Ticket] = {}
         """What it has and has not answered, by the number that it has there."""
         self.is_open = True
         """Whether it takes work."""
-        self._owner = owner
+        self._sender = sender
         self._model = model
-        self._link = Link(self._receive, self._lost, lambda: owner.note_state(self))
+        self._link = Link(self._receive, self._lost, lambda: sender.note_state(self))
         self._numbers = itertools.count(1)
         self._marks = board.marks(index, number)
         self._row = board.replicas[number]
@@ -220,7 +220,7 @@ class ReplicaClient:
         if ticket is not None:
             self._sent[self.number] = len(self.tickets)
             if self._n_slots == N_SLOTS and not self._free:  # requests may wait for one
-                asyncio.get_running_loop().call_soon(self._owner.note_state, self)
+                asyncio.get_running_loop().call_soon(self._sender.note_state, self)
             self._free.append(ticket.slot)
             ticket.client = None
         return ticket
@@ -243,10 +243,10 @@ class ReplicaClient:
             self._take_error(*facts)
         elif kind == messages.NOT_BEGUN:
             if (ticket := self._forget(*facts)) is not None:
-                self._owner.send_again(ticket)
+                self._sender.send_again(ticket)
         else:
             self.is_open = kind == messages.MENDED
-            self._owner.note_state(self)
+            self._sender.note_state(self)
 
     def _take_result(self, number: int, *facts: Any) -> None:
         if (ticket := self._forget(number)) is None:
@@ -293,7 +293,7 @@ class ReplicaClient:
 
     def _lost(self) -> None:
         self.is_open = False
-        self._owner.note_lost(self)
+        self._sender.note_lost(self)
         self._ended.set()
 
     def __repr__(self) -> str:
