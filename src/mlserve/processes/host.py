@@ -54,6 +54,7 @@ class Host:
         self._others: deque[HostedJob] = deque()
         self._runs_alone: HostedJob | None = None
         self._begun: set[HostedJob] = set()
+        self._streams: set[HostedJob] = set()  # those of them that are streams
         self._answered = asyncio.Event()
         self._answered.set()
         self._is_waiting = False
@@ -105,7 +106,7 @@ class Host:
         row.cost = sum(job.cost for job in begun) if self._has_costs else n_held
         row.active = len(begun) - lane.queue.occupied
         row.running = lane.pool.n_running
-        row.streams = sum(job.is_stream and job.stage == "stream" for job in begun)
+        row.streams = sum(job.stage == "stream" for job in self._streams)
         for name in _COUNTS:
             setattr(row, name, self._before[name] + getattr(lane.batcher, f"n_{name}"))
         row.answered = self._n_before + self.n_answered
@@ -121,6 +122,7 @@ class Host:
         """Drop a request that was answered, or that nobody waits for."""
         if job in self._begun:
             self._begun.discard(job)
+            self._streams.discard(job)
             self.lane.leave(job)
             if not self._begun:
                 self._answered.set()
@@ -151,7 +153,7 @@ class Host:
         elif not self._alone:
             while self._others:
                 self._begin(self._others.popleft())
-        elif any(job.is_stream for job in self._begun):
+        elif self._streams:
             # What is to run alone may have to wait for long, and short requests need not.
             waiting, self._others = self._others, deque()
             for job in waiting:
@@ -172,6 +174,8 @@ class Host:
 
     def _begin(self, job: HostedJob) -> None:
         self._begun.add(job)
+        if job.is_stream:
+            self._streams.add(job)
         self._answered.clear()
         guest: Guest = job.owner  # type: ignore[assignment]  # who else
         guest.begin(job)
