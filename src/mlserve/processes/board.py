@@ -17,7 +17,7 @@ from mlserve.processes.memory import shared_memory
 __all__ = ["N_SLOTS", "Board", "Cause", "ClientRow", "Mark", "ReplicaRow", "SharedCost"]
 
 N_SLOTS = 16_384
-"""How many requests of one HTTP process can be marked in one replica at once."""
+"""How many requests of one HTTP process one replica can have at once: each has its mark."""
 
 _N_PRIORITIES = 10
 _DOUBLE = 8

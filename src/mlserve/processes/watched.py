@@ -45,7 +45,7 @@ class HostedJob(Job):
     Args:
         owner: That process.
         number: The request's number there.
-        slot: Which of that process's marks is its own; negative = none.
+        slot: Which of that process's marks is its own.
         call: What the hooks may know of it.
         is_stream: Whether it is answered with chunks.
         is_alone: Whether nothing may run beside it.
