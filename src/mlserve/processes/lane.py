@@ -216,6 +216,8 @@ class RemoteLane:
             self._row.in_flight -= 1
             self._row.by_priority[job.priority] -= 1
             self._row.streams -= ticket.is_stream
+            if ticket.channel is not None:
+                ticket.channel.on_taken = None  # which holds the ticket
         if not self._tickets:
             self._idle.set()
 
@@ -248,6 +250,7 @@ class RemoteLane:
             for client in list(self._clients.values()):
                 client.close()
             self._clients.clear()
+            self._newest.clear()
 
     def figures(self) -> Figures:
         """Say what was done and is being done by this model's processes together."""

@@ -191,6 +191,8 @@ class Link(asyncio.BufferedProtocol):
             self._receive_rest()
         self._ended.set()
         self._tell(self._on_lost)
+        # Whoever is told here mostly holds the link, and neither would be freed at once.
+        self._on_messages = self._on_lost = self._on_writable = _nothing
 
     def _receive_rest(self) -> None:
         """Read what a process sent before it died: a write that fails may be noticed first."""
@@ -225,6 +227,10 @@ class Link(asyncio.BufferedProtocol):
             callback(*args)
         except Exception:
             logger.exception("link.callback.failed")
+
+
+def _nothing(*_: Any) -> None:
+    """Nobody is told any more."""
 
 
 async def connect(sock: socket.socket, link: Link) -> None:
