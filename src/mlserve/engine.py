@@ -111,6 +111,7 @@ class Engine:
             return  # it is shutting down, and will be unloaded
         self.lifecycle.move(ModelState.READY)
         self._lane.watch_health(health_period_s)
+        self._note_change()  # replicas that are loaded may not be connected yet
         about = {**self._about(), "load_s": round(self.clock() - started, 3)}
         logger.info("model.load.completed", extra=about)
 

@@ -60,6 +60,21 @@ def _is_list_of_names(value: object) -> bool:
     return all(isinstance(name, str) for name in value)
 
 
+def _kept_names(names: object) -> tuple[str, ...]:
+    if not _is_list_of_names(names):
+        raise ConfigurationError(
+            f"`keep_environment` must be a list of names such as ['HF_TOKEN'], got {names!r}."
+        )
+    kept: tuple[str, ...] = tuple(names)  # type: ignore[arg-type]  # as was just seen
+    for name in kept:
+        if name.upper().startswith(ENVIRONMENT_PREFIX):
+            raise ConfigurationError(
+                f"`keep_environment` cannot name {name!r}: the server's own settings never reach"
+                " the process of a replica."
+            )
+    return kept
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
     """
@@ -159,18 +174,7 @@ class Replicas:
         if self.memory_limit_bytes is not None:
             _whole("memory_limit_bytes", self.memory_limit_bytes, 1)
             self._require_processes("memory_limit_bytes")
-        if not _is_list_of_names(self.keep_environment):
-            raise ConfigurationError(
-                "`keep_environment` must be a list of names such as ['HF_TOKEN'],"
-                f" got {self.keep_environment!r}."
-            )
-        object.__setattr__(self, "keep_environment", tuple(self.keep_environment))
-        for name in self.keep_environment:
-            if name.upper().startswith(ENVIRONMENT_PREFIX):
-                raise ConfigurationError(
-                    f"`keep_environment` cannot name {name!r}: the server's own settings never"
-                    " reach the process of a replica."
-                )
+        object.__setattr__(self, "keep_environment", _kept_names(self.keep_environment))
         if not isinstance(self.restart, Restart):
             raise ConfigurationError(f"`restart` must be `Restart(…)`, got {self.restart!r}.")
 

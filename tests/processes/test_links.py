@@ -1,5 +1,6 @@
 """Ways to replicas that end although the replica lives, or that cannot be made at once."""
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ from tests.processes.serving import Served, served
 
 from mlserve.processes.client import ReplicaClient
 from mlserve.processes.lane import RemoteLane
+from mlserve.processes.process import ChildProcess
 
 pytestmark = pytest.mark.slow
 
@@ -57,3 +59,29 @@ def test_a_replica_to_which_the_way_ends_again_and_again_is_replaced(model: Serv
     assert pid not in answers[-1:]
     assert answers.count(pid) >= 2
     assert model.pid() == answers[-1]
+
+
+def test_a_replica_that_can_take_no_way_is_replaced(model: Served) -> None:
+    pid = model.ask("open no more files")["pid"]
+
+    cut(model)
+    answer = model.ask("a")
+
+    assert answer["pid"] != pid
+
+
+def test_a_model_is_not_ready_before_a_replica_is_connected_which_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(process: ChildProcess, index: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChildProcess, "introduce", refuse)
+        with served(Obedient) as model:
+            before = model.model.state
+            patched.undo()
+            answer = model.ask("a")
+            after = model.model.state
+
+    assert (before, answer["text"], after) == ("restarting", "a", "ready")

@@ -60,7 +60,7 @@ class Listener(Protocol):
     """An HTTP process, as the fleet sees it."""
 
     def replica_up(self, number: int, sock: socket.socket) -> None:
-        """Take the way to a replica that can serve."""
+        """Take the way to a replica that can serve, or raise `OSError`: it is offered again."""
 
     def note_status(self, status: FleetStatus) -> None:
         """Learn how the replicas are."""
@@ -160,13 +160,14 @@ class Fleet:
         Args:
             index: The HTTP process.
             number: The replica.
-            pid: Its process, which may have ended since.
+            pid: Its process, which may have ended since; 0 if the way has not arrived at all.
         """
         keeper = self._keepers.get(number)
-        if keeper is None or keeper.process is None or keeper.process.pid != pid:
+        if keeper is None or keeper.process is None or pid not in (0, keeper.process.pid):
             return
         keeper.introduced.discard(index)
-        keeper.n_lost[index] += 1
+        if pid:  # else it is not the replica's fault
+            keeper.n_lost[index] += 1
 
     def watch_health(self, period_s: float) -> None:
         """Have each replica call its `health` hook every so often."""
@@ -181,12 +182,14 @@ class Fleet:
         finally:
             await self._tasks.close()
             self._keepers.clear()
+            self._listeners.clear()
             self.board.close()
 
     async def launch(self, number: int, process: ChildProcess) -> None:
         """Start the process of a replica."""
         spec = self._spec
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        has_affinity = hasattr(os, "sched_getaffinity")
+        n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         threads = threads_for(spec.replicas, n_cores=n_cores)
         environment, device = replica_environment(
             os.environ,
@@ -264,12 +267,11 @@ class Fleet:
             keeper.kill("the way to it has ended again and again")
             return
         try:
-            sock = keeper.process.introduce(index)
-        except OSError as exc:  # it has just died: the next process will be introduced
+            self._listeners[index].replica_up(keeper.number, keeper.process.introduce(index))
+        except OSError as exc:  # one of them has just ended, or there is no further descriptor
             logger.warning("replica.introduce.failed", exc_info=exc)
         else:
             keeper.introduced.add(index)
-            self._listeners[index].replica_up(keeper.number, sock)
 
     def _ask_for_health(self, keeper: Keeper) -> None:
         if self._health_period_s is not None and keeper.process is not None:

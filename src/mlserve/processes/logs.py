@@ -87,7 +87,8 @@ def _plain_facts_of(record: logging.LogRecord) -> dict[str, Any]:
     try:
         plain.msg = record.getMessage()
     except Exception as exc:  # noqa: BLE001 - its arguments do not fit it, or are broken themselves
-        plain.msg = f"{record.msg!s} ({type(exc).__name__} in its arguments)"
+        text = record.msg if isinstance(record.msg, str) else "A record that has no text"
+        plain.msg = f"{text} ({type(exc).__name__} in its arguments)"
     return vars(plain)
 
 

@@ -102,11 +102,14 @@ LISTEN: Final = 42
 """`model, version`: start its replicas if they are not, and tell what becomes of them."""
 
 LOST: Final = 43
-"""`model, version, number, pid`: the way to that process of that replica has ended."""
+"""
+`model, version, number, pid`: the way to that process of that replica has ended, or for process 0
+has not arrived.
+"""
 
 # From the supervisor to an HTTP process.
 REPLICA_UP: Final = 50
-"""`model, version`: a socket that leads to a replica, with the replica's number, is at the door."""
+"""`model, version, number`: a socket that leads to that replica is at the door."""
 STATUS: Final = 51
 """`model, version, status` of its fleet."""
 STARTED: Final = 52

@@ -106,7 +106,8 @@ class ChildProcess:
         with control, self._their_door:
             process = subprocess.Popen(  # noqa: S603 - our own program
                 # Not with `-m`: the module would be `__main__`, also in the log.
-                [sys.executable, "-c", f"from {module} import main; main()"]
+                # With `-P`, as what lies in the working directory may be called like a library.
+                [sys.executable, "-P", "-c", f"from {module} import main; main()"]
                 + [str(number) for number in (os.getpid(), *fds)],
                 pass_fds=fds,
                 env=dict(environment),

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
 from typing import Any
 
 from mlserve.contract import read_contract
@@ -162,10 +161,14 @@ class ReplicaProcess:
 
     def _let_in(self, host: Host) -> None:
         """Take the sockets of HTTP processes that are passed in."""
-        with suppress(BlockingIOError):
+        try:
             while (passed := recv_socket(self._door)) is not None:
                 index, sock = passed
                 self._tasks.spawn(host.connect(index, sock))
+        except BlockingIOError:
+            return
+        except OSError as exc:  # too many files are open; the HTTP process sees it and asks again
+            logger.error("replica.introduce.failed", exc_info=exc)
 
     def _is_held_up(self) -> bool:
         return self._host is not None and self._host.is_congested

@@ -137,14 +137,15 @@ class _Voice:
         self._process.send(kind, *self._key, *facts)
 
     def replica_up(self, number: int, sock: socket.socket) -> None:
-        """Hand on the way to a replica; it is at the door before the message is there."""
+        """
+        Hand on the way to a replica; it is at the door before the message is there.
+
+        Raises:
+            OSError: If the process has just ended, or takes nothing.
+        """
         with sock:
-            try:
-                self._process.pass_socket(number, sock)
-            except OSError as exc:  # it has just ended
-                logger.warning("replica.introduce.failed", exc_info=exc)
-            else:
-                self.send(messages.REPLICA_UP)
+            self._process.pass_socket(number, sock)
+        self.send(messages.REPLICA_UP, number)
 
     def note_status(self, status: FleetStatus) -> None:
         """Tell how the replicas are."""
@@ -289,6 +290,7 @@ class Supervision:
                 passed = recv_socket(self._door)
             except OSError as exc:  # too many files are open
                 logger.error("replica.introduce.failed", exc_info=exc)
+                self._tell((name, version), messages.LOST, *facts, 0)
             else:
                 if passed is not None:
                     fleet.take_replica(*passed)
