@@ -1,6 +1,7 @@
 """What an HTTP process hears of the replicas that its supervisor has."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from mlserve.errors import ModelError
 from mlserve.processes import messages
 from mlserve.processes.board import Board
 from mlserve.processes.fleet import FleetStatus
-from mlserve.processes.sharing import SharedFleet, Supervision
+from mlserve.processes.sharing import SharedFleet, Supervision, _Voice
 from mlserve.processes.wire import Link, connect, send_socket
 
 KEY = ("m", "v1")
@@ -98,7 +99,7 @@ def test_a_process_asks_and_hears_what_becomes_of_the_replicas() -> None:
                 with ours, theirs:
                     ours.send(f"hello {number}".encode())
                     send_socket(supervisor.door, number, theirs)
-                supervisor.tell(messages.REPLICA_UP)
+                supervisor.tell(messages.REPLICA_UP, number)
             supervisor.tell(messages.STATUS, status)
             supervisor.tell(messages.STARTED, 3)
             return await started(fleet)
@@ -136,6 +137,35 @@ def test_a_process_that_has_lost_its_way_to_a_replica_asks_for_another_one() -> 
     assert asyncio.run(run()) == (messages.LOST, *KEY, 0, 4711)
 
 
+def test_a_process_that_has_no_descriptor_for_a_way_asks_for_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(door: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def run() -> tuple[Any, ...]:
+        async with supervised() as (supervisor, _, fleet):
+            fleet.listen(1, Listening())
+            monkeypatch.setattr("mlserve.processes.sharing.recv_socket", refuse)
+            supervisor.tell(messages.REPLICA_UP, 1)
+            return await supervisor.next_of(messages.LOST)
+
+    assert asyncio.run(run()) == (messages.LOST, *KEY, 1, 0)
+
+
+def test_a_way_that_cannot_be_handed_on_is_closed_and_offered_again() -> None:
+    class Full:
+        def pass_socket(self, tag: int, sock: socket.socket) -> None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    process: Any = Full()
+    ours, theirs = socket.socketpair()
+    with ours, pytest.raises(BlockingIOError):
+        _Voice(KEY, process).replica_up(0, theirs)
+
+    assert theirs.fileno() == -1
+
+
 def test_a_fleet_that_is_closed_hears_nothing_and_keeps_no_socket() -> None:
     listening = Listening()
 
@@ -147,7 +177,7 @@ def test_a_fleet_that_is_closed_hears_nothing_and_keeps_no_socket() -> None:
             with ours:
                 with theirs:
                     send_socket(supervisor.door, 0, theirs)
-                supervisor.tell(messages.REPLICA_UP)
+                supervisor.tell(messages.REPLICA_UP, 0)
                 supervisor.tell(messages.STATUS, FleetStatus())
                 ours.setblocking(False)
                 async with asyncio.timeout(5):
