@@ -52,11 +52,14 @@ class Lives:
     Args:
         clock: The test's.
         script: What each process does in turn; after the last one, all live for ever.
+        is_idempotent: Whether requests may be run twice.
     """
 
-    def __init__(self, clock: FakeClock, script: list[str]) -> None:
+    def __init__(self, clock: FakeClock, script: list[str], *, is_idempotent: bool = True) -> None:
         self.board = Board.create(1, 1)
-        self.keeper = Keeper(0, self, self.board, RESTART, "m", clock)
+        self.keeper = Keeper(
+            0, self, self.board, RESTART, "m", is_idempotent=is_idempotent, clock=clock
+        )
         self.started_at: list[float] = []
         self.processes: list[FakeProcess] = []
         self.states: list[ReplicaState] = []
@@ -71,7 +74,7 @@ class Lives:
         self._tasks.append(asyncio.get_running_loop().create_task(self._play(deed, process)))
 
     async def _play(self, deed: str, process: FakeProcess) -> None:
-        await asyncio.sleep(LOAD_S)
+        await asyncio.sleep(LOAD_S if deed != "hang" else 1e6)
         if deed == "raise":
             process.say(messages.FAILED, pack(KeyError("weights")), "Traceback …")
             await asyncio.sleep(0.1)

@@ -5,9 +5,13 @@ import os
 import time
 from functools import partial
 
+import pytest
+from tests.processes.serving import until
+
 from mlserve import Batching, ModelHandler, ModelServer, Replicas
 from mlserve.model import Model
 from mlserve.processes.fleet import Fleet
+from mlserve.processes.lane import RemoteLane
 from mlserve.processes.placement import ProcessPlacement
 from mlserve.processes.scaling import Scaling
 
@@ -20,10 +24,18 @@ class Slow(ModelHandler[str, int]):
         return [os.getpid()]
 
 
-def elastic(count: tuple[int, int]) -> ModelServer:
+class Single(Slow):
+    """Cannot be loaded beside another one."""
+
+    def load(self) -> None:
+        if self.context.replica > 0:
+            raise RuntimeError("there is room for one only")
+
+
+def elastic(count: tuple[int, int], handler: type[Slow] = Slow) -> ModelServer:
     """A server whose replicas come after half a second of waits, and go after half of idling."""
     replicas = Replicas(placement="process", count=count)
-    server = ModelServer().add("slow", Slow, replicas=replicas, batching=Batching(max_size=1))
+    server = ModelServer().add("slow", handler, replicas=replicas, batching=Batching(max_size=1))
     placement = server.model_for("slow").engine.placement
     assert isinstance(placement, ProcessPlacement)
     scaling = Scaling(*count, grow_after_s=0.5, shrink_after_s=0.5)
@@ -62,3 +74,25 @@ def test_replicas_come_while_requests_wait_and_go_when_they_are_idle() -> None:
 
     server = elastic((1, 2))
     assert len(asyncio.run(scenario())) == 2
+
+
+def test_a_replica_that_cannot_be_loaded_is_tried_no_longer_than_it_is_needed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with server.started(), asyncio.TaskGroup() as group:
+            model = server.model_for("slow")
+            lane = model.engine._lane
+            assert isinstance(lane, RemoteLane)
+            fleet = lane._fleet
+            assert isinstance(fleet, Fleet)
+            clients = [group.create_task(keep_busy(model, set())) for _ in range(6)]
+            await until(lambda: "replica.load.failed" in caplog.text)
+            for client in clients:
+                client.cancel()
+            await until(lambda: list(fleet._keepers) == [0])
+            assert model.statistics().replicas == 1
+            await model.predict("x")
+
+    server = elastic((1, 2), Single)
+    asyncio.run(scenario())

@@ -23,12 +23,12 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlserve.processes.keeper.ChildProcess", FakeProcess)
 
 
-def played(script: list[str], for_s: float) -> Lives:
+def played(script: list[str], for_s: float, *, is_idempotent: bool = True) -> Lives:
     """Let a keeper run for some time."""
     clock = FakeClock()
 
     async def scenario() -> Lives:
-        lives = Lives(clock, script)
+        lives = Lives(clock, script, is_idempotent=is_idempotent)
         task = asyncio.get_running_loop().create_task(lives.keeper.keep(lambda: None))
         await asyncio.wait((task,), timeout=for_s)
         if not task.done():
@@ -75,6 +75,27 @@ def test_a_request_that_ends_processes_alone_brings_no_pause() -> None:
 
     assert lives.pauses_s() == [SERVED_S] * 6
     assert lives.keeper.n_failures == 0
+
+
+def test_a_model_whose_requests_are_answered_after_each_death_is_not_given_up() -> None:
+    lives = played(["die with many"] * 8, 30.0, is_idempotent=False)
+
+    pauses = [round(pause - SERVED_S, 3) for pause in lives.pauses_s()]
+    assert pauses == [0.0, 1.0, *[2.0] * 4]
+    assert not lives.keeper.is_given_up
+
+
+def test_a_model_that_dies_idle_is_given_up_whatever_its_requests_are() -> None:
+    lives = played(["die with many"] * 4 + ["die idle"] * 2, 40.0, is_idempotent=False)
+
+    assert lives.keeper.is_given_up
+
+
+def test_a_load_that_hangs_where_one_has_succeeded_is_ended() -> None:
+    lives = played(["answer, then die with many", "hang"], 100.0)
+
+    assert lives.pauses_s() == [SERVED_S, 60.0 + RESTART.backoff_s]
+    assert lives.states[-2] is ReplicaState.SERVING
 
 
 def test_an_answer_makes_up_for_what_was_before() -> None:

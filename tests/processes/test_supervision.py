@@ -20,6 +20,7 @@ from mlserve import (
     Limits,
     ModelFailedError,
     ModelServer,
+    ReplicaDiedError,
     Replicas,
     Restart,
     ServerSettings,
@@ -156,6 +157,33 @@ def test_a_stream_whose_reader_is_slow_is_sent_to_its_end_by_a_process_that_is_r
         chunks = model.run(scenario(model))
 
     assert chunks == [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize("n_chunks", ["20", "100000"])
+def test_a_stream_that_does_not_end_holds_the_next_process_up_for_some_time_only(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, n_chunks: str
+) -> None:
+    monkeypatch.setattr("mlserve.processes.fleet._STREAM_GRACE_S", 0.2)
+
+    async def scenario(model: Served) -> tuple[str, list[str]]:
+        stream = model.model.stream(n_chunks)
+        chunks = [await anext(stream)]
+        process = model.keeper.process
+        assert process is not None
+        process.send(messages.RETIRE, "memory")
+        answer = await model.model.predict("")  # of the next process, while nobody reads the stream
+        with pytest.raises(ReplicaDiedError):
+            chunks += [chunk async for chunk in stream]
+        return answer, chunks
+
+    with served(partial(Noting, notes)) as model:
+        before = model.ask("")
+        after, chunks = model.run(scenario(model))
+        wait_for_end([int(before)])
+
+    assert after != before
+    assert chunks == [str(number) for number in range(len(chunks))]
+    assert events(notes)[int(before)] == ["load", "unload"]
 
 
 def test_what_a_handler_has_forked_ends_with_its_process(notes: Path) -> None:

@@ -48,6 +48,8 @@ class Boot:
     """How long a request may take, in seconds."""
     hard_timeout_s: float | None
     """How long a call of a hook may take, in seconds."""
+    stream_grace_s: float
+    """How long its streams may go on when it is to end, in seconds."""
     log_levels: dict[str, int]
     """The levels of the supervisor's loggers by name; `""` is the root."""
     gc_threshold: tuple[int, int, int]

@@ -37,6 +37,7 @@ _WATCH_S = 0.1
 _AWAY_S = 1.0
 _SCALE_S = 1.0
 _INTRODUCE_S = 0.5
+_STREAM_GRACE_S = 30.0  # as long as Kubernetes leaves a pod that is to end
 _MAX_LOST = 3
 
 
@@ -209,6 +210,7 @@ class Fleet:
             threads=threads,
             timeout_s=spec.limits.timeout_s,
             hard_timeout_s=spec.limits.hard_timeout_s,
+            stream_grace_s=_STREAM_GRACE_S,
             log_levels=log_levels(),
             gc_threshold=gc.get_threshold(),
             factory=self._factory,
@@ -248,7 +250,15 @@ class Fleet:
 
     def _add(self, number: int) -> Keeper:
         spec = self._spec
-        keeper = Keeper(number, self, self.board, spec.replicas.restart, spec.name, self._clock)
+        keeper = Keeper(
+            number,
+            self,
+            self.board,
+            spec.replicas.restart,
+            spec.name,
+            is_idempotent=spec.contract.handler_class.idempotent,
+            clock=self._clock,
+        )
         self._keepers[number] = keeper
         self._tasks.spawn(keeper.keep(lambda: self._load_timeout_s))
         return keeper
@@ -304,24 +314,26 @@ class Fleet:
         if options.min_count == options.max_count or not self.status.serving:
             return
         self._scaling.long_wait_s = max(LONG_WAIT_S, 2 * batch_s)
-        before, n_serving = len(self._keepers), len(self.status.serving)
+        kept = [keeper for keeper in self._keepers.values() if keeper.is_wanted]
+        before, n_serving = len(kept), len(self.status.serving)
         wanted = self._scaling.decide(
             now,
             n_replicas=before,
             wait_s=wait_s,
             busy_share=busy_share,
-            n_loading=before - n_serving,
+            n_loading=max(0, before - n_serving),
         )
         if wanted == before:
             return
         about = {"model": self._spec.name, "replicas": wanted, "wait_s": round(wait_s, 3)}
-        if wanted > before:
-            free = set(range(options.max_count)) - self._keepers.keys()
+        if wanted < before:
+            # Rather one that has failed than one that serves.
+            least = max(kept, key=lambda keeper: (not keeper.takes_clients, keeper.number))
+            least.retire("fewer are needed")
+            logger.info("model.replicas.shrunk", extra=about)
+        elif free := set(range(options.max_count)) - self._keepers.keys():  # else one is leaving
             self._add(min(free)).first_load.set_result(0)  # nobody waits for it
             logger.info("model.replicas.grown", extra=about)
-        elif n_serving == before:  # else one is on its way, in or out
-            self._keepers[max(self._keepers)].retire("fewer are needed")
-            logger.info("model.replicas.shrunk", extra=about)
 
     def __repr__(self) -> str:
         states = ", ".join(keeper.state.value for keeper in self._keepers.values())

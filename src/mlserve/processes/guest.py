@@ -107,6 +107,13 @@ class Guest:
         else:
             job.mark(Mark.ANSWERED)
 
+    def end_streams(self, error: MLServeError) -> None:
+        """Answer each stream with an error, and tell its generator to stop."""
+        for number, (pump, task) in list(self._streams.items()):
+            pump.channel.close()
+            task.cancel()
+            self._end(self._jobs[number], None, error)
+
     def _lose_patience(self) -> None:
         self._is_slow = True
         self._host.lane.batcher.wake()

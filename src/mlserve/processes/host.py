@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from contextlib import suppress
 
+from mlserve.errors import MLServeError
 from mlserve.execution.worker import TaskSet
 from mlserve.lane import Lane
 from mlserve.processes.board import Board
@@ -57,6 +58,8 @@ class Host:
         self._streams: set[HostedJob] = set()  # those of them that are streams
         self._answered = asyncio.Event()
         self._answered.set()
+        self._streamed = asyncio.Event()
+        self._streamed.set()
         self._is_waiting = False
         self._is_noting = False
 
@@ -92,6 +95,15 @@ class Host:
             async with asyncio.timeout(max(left_s, 0.0) + _SLACK_S):
                 await self._answered.wait()
 
+    async def wait_streamed(self) -> None:
+        """Wait until every stream has sent its last chunk."""
+        await self._streamed.wait()
+
+    def end_streams(self, error: MLServeError) -> None:
+        """Answer every stream with an error; their generators are told to stop."""
+        for guest in self._guests:
+            guest.end_streams(error)
+
     def note_soon(self) -> None:
         """Write the figures to the board at the end of this turn of the event loop."""
         if not self._is_noting:
@@ -126,6 +138,8 @@ class Host:
             self.lane.leave(job)
             if not self._begun:
                 self._answered.set()
+            if not self._streams:
+                self._streamed.set()
         else:
             for waiting in (self._alone, self._others):
                 with suppress(ValueError):
@@ -176,6 +190,7 @@ class Host:
         self._begun.add(job)
         if job.is_stream:
             self._streams.add(job)
+            self._streamed.clear()
         self._answered.clear()
         guest: Guest = job.owner  # type: ignore[assignment]  # who else
         guest.begin(job)

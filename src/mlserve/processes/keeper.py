@@ -5,6 +5,7 @@ Lives on the supervisor's event loop.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ __all__ = ["Keeper", "Owner", "ReplicaState"]
 logger = get_logger(__name__)
 
 _UNRESPONSIVE_S = 5.0
+_LEAST_LOAD_S = 60.0
+_MOST_LOADS = 10
 _UNLOAD_S = 5.0
 
 
@@ -71,6 +74,7 @@ class Keeper:
         board: Where its figures stand.
         restart: How often and how fast it is started again.
         model: The model's name, for the log.
+        is_idempotent: Whether its requests may be run twice.
         clock: Gives monotonic seconds.
     """
 
@@ -81,6 +85,8 @@ class Keeper:
         board: Board,
         restart: Restart,
         model: str,
+        *,
+        is_idempotent: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.number = number
@@ -103,6 +109,7 @@ class Keeper:
         self._row = board.replicas[number]
         self._restart = restart
         self._about = {"model": model, "replica": number}
+        self._is_idempotent = is_idempotent
         self._clock = clock
         self._loaded: asyncio.Future[int]
         self._unwanted = asyncio.Event()
@@ -116,15 +123,20 @@ class Keeper:
         return self.n_failures >= self._restart.failures
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether it is to go on."""
+        return not self._unwanted.is_set()
+
+    @property
     def takes_clients(self) -> bool:
         """Whether HTTP processes may be connected with its process."""
-        return self.state is ReplicaState.SERVING and not self._unwanted.is_set()
+        return self.state is ReplicaState.SERVING and self.is_wanted
 
     async def keep(self, load_timeout_s: Callable[[], float | None]) -> None:
         """Run processes until it is not wanted any more."""
         try:
             while True:
-                await self._live(load_timeout_s())
+                await self._live(self._load_bound_s(load_timeout_s()))
                 if not self._unwanted.is_set() and (pause_s := self._pause_s()) > 0:
                     self._move(ReplicaState.WAITING)
                     with suppress(TimeoutError):
@@ -209,6 +221,12 @@ class Keeper:
             self.process = None
             await process.end()
 
+    def _load_bound_s(self, load_timeout_s: float | None) -> float | None:
+        """Say how long a load may take: one that has loaded before should do so again."""
+        if load_timeout_s is None and self.load_s:
+            return max(_LEAST_LOAD_S, _MOST_LOADS * self.load_s)
+        return load_timeout_s
+
     async def _first(self, loaded: "asyncio.Future[int]", process: ChildProcess) -> int:
         """Wait until a process is loaded, or raise why it will not be."""
         await asyncio.wait((loaded, process.exited), return_when=asyncio.FIRST_COMPLETED)
@@ -249,11 +267,16 @@ class Keeper:
             return
         n_running = self._board.n_running(self.number)
         if n_running != 1:  # else one request did it, which will be found out
-            self.n_failures += 1
+            self._count_failure(is_answered=n_running > 0 and not self._is_idempotent)
         if self._row.cause != Cause.HANG:
             self.reason = f"replica {self.number} has died and is being restarted"
         extra = {**self._about, "end": _end_of(code), "running": n_running}
         logger.error("replica.died", extra=extra)
+
+    def _count_failure(self, *, is_answered: bool) -> None:
+        """Count an end; those that have told requests of it are never too many."""
+        most = max(self.n_failures, self._restart.failures - 1) if is_answered else math.inf
+        self.n_failures = int(min(self.n_failures + 1, most))
 
     def _note_answers(self) -> None:
         """Forgive what was before if this process has answered anything."""

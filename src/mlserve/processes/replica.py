@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from mlserve.contract import read_contract
-from mlserve.errors import ConfigurationError
+from mlserve.errors import ConfigurationError, ReplicaDiedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.execution.thread import OnReport
 from mlserve.execution.worker import Mailbox, TaskSet
@@ -217,12 +218,19 @@ class ReplicaProcess:
         self._tasks.spawn(self._end_when_idle(self._host))
 
     async def _end_when_idle(self, host: Host) -> None:
+        await self._end_streams(host)
         await host.lane.pool.wait_idle()
         await host.wait_answered()
         # From here to its end: what `unload` starts, and threads of the handler's own.
         may_take_s = min(_UNLOAD_S, self._boot.hard_timeout_s or _UNLOAD_S)
         self._watch.bound(self, time.monotonic() + may_take_s)
         self._ended.set()
+
+    async def _end_streams(self, host: Host) -> None:
+        """Leave streams some time to end by themselves: requests may wait for another process."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(host.wait_streamed(), self._boot.stream_grace_s)
+        host.end_streams(ReplicaDiedError(self._boot.name))
 
     async def _keep_beating(self) -> None:
         while True:
