@@ -36,11 +36,13 @@ from mlserve.payloads import Binary, Upload
 from mlserve.server import ModelServer
 from mlserve.settings import Batching, Cors, Limits, Replicas, Restart, ServerSettings
 from mlserve.statistics import Statistics
+from mlserve.stepped import Advance, SteppedHandler
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AbandonedError",
+    "Advance",
     "Batching",
     "Binary",
     "BodyTimeoutError",
@@ -75,6 +77,7 @@ __all__ = [
     "SchemaViolationError",
     "ServerSettings",
     "Statistics",
+    "SteppedHandler",
     "UnsupportedMediaTypeError",
     "Upload",
     "handler",

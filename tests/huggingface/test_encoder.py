@@ -20,12 +20,12 @@ from mlserve.errors import ConfigurationError, InvalidInputError
 from mlserve.handler import Context
 from mlserve.huggingface import EmbeddingRequest, TextEmbedding
 from mlserve.huggingface._encoder import (
-    MAX_CHARACTERS,
     Tokens,
     n_positions,
     pad_batch,
     resolve_max_length,
 )
+from mlserve.tasks.text import MAX_CHARACTERS
 
 rows = st.lists(st.integers(min_value=1, max_value=99), min_size=1, max_size=20)
 

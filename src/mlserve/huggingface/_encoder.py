@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mlserve.errors import ConfigurationError, InvalidInputError
@@ -15,21 +14,9 @@ from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import resolve_dtype
 from mlserve.observability.loggers import get_logger
 
-__all__ = ["MAX_CHARACTERS", "Encoder", "Text", "Tokens", "pad_batch", "resolve_max_length"]
+__all__ = ["Encoder", "Tokens", "pad_batch", "resolve_max_length"]
 
 logger = get_logger(__name__)
-
-MAX_CHARACTERS = 32_768
-"""The longest text that is taken; bounds the time that one request spends in the tokenizer."""
-
-Text = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=MAX_CHARACTERS,
-        description="The text. What is beyond the model's longest input is cut off.",
-    ),
-]
 
 # Tokenizers without a limit of their own give an astronomical number instead.
 NO_LIMIT = 1_000_000

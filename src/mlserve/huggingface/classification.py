@@ -19,7 +19,8 @@ from mlserve.huggingface._devices import (
     encoder_batching,
     encoder_replicas,
 )
-from mlserve.huggingface._encoder import Encoder, Text, Tokens
+from mlserve.huggingface._encoder import Encoder, Tokens
+from mlserve.tasks.text import Text
 
 __all__ = [
     "Classification",

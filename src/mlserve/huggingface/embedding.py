@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoModel
 
@@ -19,27 +18,13 @@ from mlserve.huggingface._devices import (
     encoder_batching,
     encoder_replicas,
 )
-from mlserve.huggingface._encoder import Encoder, Text, Tokens
+from mlserve.huggingface._encoder import Encoder, Tokens
 from mlserve.observability.loggers import get_logger
+from mlserve.tasks.embedding import Embedding, EmbeddingRequest
 
 __all__ = ["Embedding", "EmbeddingRequest", "TextEmbedding", "cls_pooling", "mean_pooling"]
 
 logger = get_logger(__name__)
-
-
-class EmbeddingRequest(BaseModel):
-    """One text; send several requests at once for several texts, they share batches."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: Text
-
-
-class Embedding(BaseModel):
-    """A text's vector."""
-
-    embedding: list[float] = Field(description="The vector, one number per dimension.")
-    tokens: int = Field(description="How many tokens the model read, special ones included.")
 
 
 def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
