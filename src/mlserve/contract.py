@@ -16,11 +16,13 @@ from mlserve.conversion import OutputType, adapter_of
 from mlserve.errors import ConfigurationError
 from mlserve.handler import AsResponse, ModelHandler
 from mlserve.payloads import Upload
+from mlserve.stepped import SteppedHandler
 
 __all__ = ["Contract", "Hook", "read_contract"]
 
 _NO_ARGUMENTS = ("load", "warmup", "examples", "unload", "health")
 _PER_REQUEST = ("preprocess", "postprocess", "stream", "cost", "batch_key")
+_STEPPED = ("admit", "step", "evict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,19 @@ class Contract:
     """Every hook by its name."""
 
     @property
+    def is_stepped(self) -> bool:
+        """Whether the handler advances all its requests together."""
+        return issubclass(self.handler_class, SteppedHandler)
+
+    @property
     def can_infer(self) -> bool:
-        """Whether the handler has `infer`."""
-        return self.hooks["infer"].overridden
+        """Whether the handler answers a request as a whole."""
+        return self.is_stepped or self.hooks["infer"].overridden
 
     @property
     def can_stream(self) -> bool:
-        """Whether the handler has `stream`."""
-        return self.hooks["stream"].overridden
+        """Whether the handler answers a request with chunks."""
+        return self.is_stepped or self.hooks["stream"].overridden
 
 
 def read_contract(cls: type[ModelHandler[Any, Any, Any]]) -> Contract:
@@ -82,7 +89,9 @@ def read_contract(cls: type[ModelHandler[Any, Any, Any]]) -> Contract:
     """
     request_type, response_type, chunk_type = _type_arguments(cls)
     hooks = {name: _read_hook(cls, name) for name in (*_NO_ARGUMENTS, *_PER_REQUEST, "infer")}
-    if not hooks["infer"].overridden and not hooks["stream"].overridden:
+    if issubclass(cls, SteppedHandler):
+        hooks |= _stepped_hooks(cls, hooks)
+    elif not hooks["infer"].overridden and not hooks["stream"].overridden:
         raise ConfigurationError(
             f"`{cls.__name__}` has neither `infer` nor `stream`. Write"
             " `def infer(self, inputs: list) -> list`, one output per input."
@@ -99,11 +108,34 @@ def read_contract(cls: type[ModelHandler[Any, Any, Any]]) -> Contract:
     )
 
 
+def _stepped_hooks(cls: type, others: dict[str, Hook]) -> dict[str, Hook]:
+    hooks = {name: _read_hook(cls, name) for name in _STEPPED}
+    missing = [name for name, hook in hooks.items() if not hook.overridden]
+    if missing:
+        raise ConfigurationError(
+            f"`{cls.__name__}` is a `SteppedHandler` and has no `{missing[0]}`. Write `admit`,"
+            " `step` and `evict`."
+        )
+    for name, hook in hooks.items():
+        if hook.is_async:
+            raise ConfigurationError(
+                f"`{cls.__name__}.{name}` must not be `async def`: it runs in the replica's thread."
+            )
+    for name in ("infer", "stream", "cost", "batch_key"):
+        if others[name].overridden:
+            raise ConfigurationError(
+                f"`{cls.__name__}` is a `SteppedHandler`, of which `{name}` is never called. Write"
+                " `admit`, `step` and `evict` only, or make it a `ModelHandler`."
+            )
+    return hooks
+
+
 def _read_hook(cls: type, name: str) -> Hook:
     function = inspect.getattr_static(cls, name)
     if isinstance(function, staticmethod | classmethod) or not callable(function):
         raise ConfigurationError(f"`{cls.__name__}.{name}` must be a method with `self`.")
-    overridden = function is not inspect.getattr_static(ModelHandler, name)
+    base = SteppedHandler if name in _STEPPED else ModelHandler
+    overridden = function is not inspect.getattr_static(base, name)
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     wants_call = overridden and _wants_call(cls, name, function)
     return Hook(name, overridden, is_async, wants_call)
@@ -118,7 +150,7 @@ def _wants_call(cls: type, name: str, function: Any) -> bool:
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    if name in _NO_ARGUMENTS:
+    if name in _NO_ARGUMENTS or name == "step":
         if required:
             raise ConfigurationError(
                 f"`{cls.__name__}.{name}` must take no argument but `self`, it takes"
@@ -142,6 +174,8 @@ _ARGUMENT = {
     "stream": "input",
     "cost": "input",
     "batch_key": "input",
+    "admit": "input",
+    "evict": "sequence",
 }
 
 

@@ -152,6 +152,7 @@ class Lane:
             OverloadedError: If its turn would come too late.
         """
         # How long streams take is not known, so that they are refused by number only.
+        is_stream = is_stream or self._spec.contract.is_stepped
         left_s = math.inf if is_stream else job.call.remaining_s
         budget_s = math.inf if is_stream else job.timeout_s
         self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
@@ -162,17 +163,24 @@ class Lane:
         """Give a place to a job that was admitted elsewhere."""
         self.queue.reserve()
         self._reserved.add(job)
-        if is_stream:
+        if is_stream or self._spec.contract.is_stepped:
             self._reserved_streams.add(job)
         self._jobs.add(job)
         self._idle.clear()
 
     def predict(self, job: Job) -> None:
         """Preprocess and queue a job that has a place; its sink gets the answer."""
-        self.pool.prepare(job, self._queue_prepared)
+        if self._spec.contract.is_stepped:
+            self._run_alone(job, None)
+        else:
+            self.pool.prepare(job, self._queue_prepared)
 
     def stream(self, job: Job, channel: Channel[Any]) -> None:
         """Preprocess a job that has a place, and run it into a channel when a replica is free."""
+        self._run_alone(job, channel)
+
+    def _run_alone(self, job: Job, channel: Channel[Any] | None) -> None:
+        """Run a job that is part of no batch."""
 
         def left() -> None:
             job.times.queue_s = self._clock() - job.enqueued_at

@@ -9,7 +9,7 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -67,6 +67,13 @@ class Channel(Generic[ItemT]):
             self._has_space.clear()
             await self._has_space.wait()
         return self._append(item)
+
+    def extend(self, items: Sequence[ItemT]) -> int:
+        """Hand over several items, however many wait, and say how many do. Event loop only."""
+        if not (self._closed or self._ended):
+            self._items.extend(items)
+            self._wake()
+        return len(self._items)
 
     def end(self, error: BaseException | None = None) -> None:
         """Say that nothing more comes, or that it ended in an error. Any thread; once."""

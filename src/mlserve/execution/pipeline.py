@@ -22,13 +22,13 @@ from mlserve.errors import (
     OutOfMemoryError,
 )
 from mlserve.execution.recovery import free_memory, is_out_of_memory, let_go
-from mlserve.execution.stages import Stage, Step, contained
+from mlserve.execution.stages import Stage, Step, as_exception, contained
 from mlserve.handler import Call
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching
 
-__all__ = ["Outcome", "Pipeline", "as_model_error"]
+__all__ = ["Outcome", "Pipeline", "as_answer", "as_model_error"]
 
 logger = get_logger(__name__)
 
@@ -41,6 +41,7 @@ Outcome = Any
 """An output of `infer`, or the `MLServeError` that stands in its place."""
 
 _ONE_AT_A_TIME = Batching(max_size=1)
+_WARM_STEPS = 64
 _NOT_A_BATCH = (str, bytes, Mapping, Set)
 
 
@@ -199,6 +200,18 @@ class Pipeline:
         finally:
             job.times.postprocess_s = self.clock() - started
 
+    def admit(self, job: Job) -> Stage[Any]:
+        """Take a job's input into a stepped handler, and give its sequence."""
+        return (yield _step(self.contract.hooks["admit"], job))
+
+    def step(self, jobs: list[Job]) -> Stage[Any]:
+        """Advance a stepped handler, at whose sequences these jobs wait."""
+        return (yield Step(self.contract.hooks["step"]))
+
+    def evict(self, sequence: Any) -> Stage[None]:
+        """Have a stepped handler forget a sequence."""
+        yield Step(self.contract.hooks["evict"], (sequence,))
+
     def call(self, hook: str) -> Stage[None]:
         """Call a hook of the replica, such as `load`; what it raises passes through."""
         yield Step(self.contract.hooks[hook])
@@ -224,6 +237,10 @@ class Pipeline:
         examples = list((yield Step(hooks["examples"])))
         if not examples:
             return 0
+        if self.contract.is_stepped:
+            for size in sorted({1, batching.max_size}):
+                yield from self._warm_steps(examples, size)
+            return len(examples)
         if self.contract.can_infer:
             for size in sorted({1, batching.max_size}):
                 yield from self._warm_batch(examples, size, batching)
@@ -250,6 +267,32 @@ class Pipeline:
             if isinstance(outcome, MLServeError):
                 raise outcome
             yield from self.finish(job, outcome)
+
+    def _warm_steps(self, examples: list[Any], size: int) -> Stage[None]:
+        """Advance so many examples of a stepped handler, to their ends if these are near."""
+        running: list[tuple[Any, Job, list[Any]]] = []
+        try:
+            for number in range(size):
+                job = self._example_job(examples[number % len(examples)])
+                yield from self.prepare(job)
+                running.append(((yield from self.admit(job)), job, []))
+            for _ in range(_WARM_STEPS):
+                if running:
+                    yield from self._warm_step(running)
+        finally:
+            for sequence, _, _ in running:
+                yield from self.evict(sequence)
+
+    def _warm_step(self, running: list[tuple[Any, Job, list[Any]]]) -> Stage[None]:
+        for advance in (yield from self.step([job for _, job, _ in running])):
+            for entry in [entry for entry in running if entry[0] is advance.sequence]:
+                if advance.is_finished or advance.error is not None:
+                    running.remove(entry)
+                if advance.error is not None:
+                    raise advance.error
+                entry[2].extend(contained(self.contract.chunk.accept, c) for c in advance.chunks)
+                if advance.is_finished:
+                    yield from self.finish(entry[1], entry[2])
 
     def _example_job(self, example: Any) -> Job:
         call = Call("warm-up", timeout_s=3600.0, clock=self.clock)
@@ -322,3 +365,10 @@ def _checked_key(key: Any) -> Any:
             f" `{type(key).__name__}`."
         ) from None
     return key
+
+
+def as_answer(error: BaseException, hook: str, name: str, job: Job | None = None) -> MLServeError:
+    """Give the error that a client may see for whatever was raised, or was made of it already."""
+    if isinstance(error, MLServeError):
+        return error
+    return as_model_error(as_exception(error), hook, name, job)

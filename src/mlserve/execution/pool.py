@@ -54,7 +54,7 @@ class ReplicaPool:
         self._serving: list[ThreadReplica] = []
         self._waiting_prepares: deque[tuple[Job, Prepared]] = deque()
         # In the order in which they will begin: by priority, the oldest of each first.
-        self._waiting_streams: list[tuple[Job, Channel[Any], Callable[[], None]]] = []
+        self._waiting_streams: list[tuple[Job, Channel[Any] | None, Callable[[], None]]] = []
         self._tasks = TaskSet()
         # Of those that may be judged: not of one that is being closed.
         self._breakers: dict[ThreadReplica, Breaker] = {}
@@ -127,7 +127,7 @@ class ReplicaPool:
             return
         min(self._serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
 
-    def open_stream(self, job: Job, channel: Channel[Any], left: Callable[[], None]) -> None:
+    def open_stream(self, job: Job, channel: Channel[Any] | None, left: Callable[[], None]) -> None:
         """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
         waiting = (job, channel, left)
         bisect.insort_right(self._waiting_streams, waiting, key=lambda entry: entry[0].priority)
@@ -199,12 +199,13 @@ class ReplicaPool:
 
     def _start_streams(self) -> None:
         while self._waiting_streams:
-            free = [r for r in self._serving if r.n_streams < self._options.max_streams]
+            most = self._options.max_streams
+            free = [r for r in self._serving if r.n_streams < (r.n_places or most)]
             if not free:
                 return
             job, channel, left = self._waiting_streams.pop(0)
             left()
-            job.stage = "stream"
+            job.stage = "infer" if channel is None else "stream"
             replica = min(free, key=lambda candidate: candidate.n_streams)
             replica.open_stream(job, channel, self._start_streams)
 

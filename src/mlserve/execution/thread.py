@@ -14,23 +14,23 @@ from functools import partial
 from typing import Any
 
 from mlserve.batching.report import BatchReport
-from mlserve.errors import MLServeError, ModelError
-from mlserve.execution.pipeline import Outcome, Pipeline, as_model_error
-from mlserve.execution.stages import as_exception, is_cancelling, run_here, run_mixed
+from mlserve.errors import MLServeError
+from mlserve.execution.beside import HooksBeside, Prepared
+from mlserve.execution.pipeline import Outcome, Pipeline, as_answer, as_model_error
+from mlserve.execution.stages import is_cancelling, run_here, run_mixed
+from mlserve.execution.stepper import Entry, Stepper
 from mlserve.execution.stream_runner import run_async_stream, run_stream
 from mlserve.execution.worker import Mailbox, TaskSet, Worker
 from mlserve.handler import Context, ModelHandler
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.settings import Batching
+from mlserve.stepped import SteppedHandler
 from mlserve.streaming import Channel
 
 __all__ = ["OnReport", "Prepared", "ThreadReplica"]
 
 logger = get_logger(__name__)
-
-Prepared = Callable[[Job, MLServeError | None], None]
-"""Takes a job that was preprocessed, or that could not be."""
 
 
 class ThreadReplica:
@@ -54,8 +54,6 @@ class ThreadReplica:
         on_report: "OnReport",
     ) -> None:
         self.context = context
-        self.n_in_hooks = 0
-        """How many requests are in a hook before or after `infer`."""
         self.n_streams = 0
         """How many streams run."""
         self.n_in_batch = 0
@@ -66,13 +64,19 @@ class ThreadReplica:
         self._on_report = on_report
         name = f"mlserve-{context.name}-{context.replica}"
         self._main = Worker(name, mailbox)
-        self._side = Worker(f"{name}-hooks", mailbox)
+        self._beside = HooksBeside(handler, pipeline, f"{name}-hooks", mailbox, self._note_idle)
         self._tasks = TaskSet()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._stepper: Stepper | None = None
         self._load_begun = False
         self._closing: asyncio.Task[None] | None = None
         handler.context = context
+
+    @property
+    def n_in_hooks(self) -> int:
+        """How many requests are in a hook before or after `infer`."""
+        return self._beside.n_running
 
     @property
     def is_busy(self) -> bool:
@@ -101,23 +105,16 @@ class ThreadReplica:
         self._load_begun = True
         await self._run_stage(self._pipeline.call("load"))
         on_warming()
+        if isinstance(self._handler, SteppedHandler):
+            report = partial(self._on_report, self)
+            worker, mailbox = self._main, self._mailbox
+            self._stepper = Stepper(self._handler, self._pipeline, worker, mailbox, report)
+            batching = Batching(max_size=self._handler.slots)
         return int(await self._run_stage(self._pipeline.warm_up(batching)))
 
     def prepare(self, job: Job, then: Prepared) -> None:
         """Preprocess a job, then call `then` with it and what went wrong, if anything did."""
-        if self._pipeline.prepares_nothing:
-            then(job, None)
-            return
-        self.n_in_hooks += 1
-        self._note_idle()
-        if self._pipeline.prepares_in_thread:
-            self._submit(
-                self._side,
-                partial(self._prepare_here, job, then),
-                lambda error: self._prepared(job, then, error),
-            )
-        else:
-            self._tasks.spawn(self._prepare_mixed(job, then))
+        self._beside.prepare(job, then)
 
     def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         """Run a batch; `done` is told what became of it, before the answers are there."""
@@ -126,16 +123,32 @@ class ThreadReplica:
         if self._pipeline.contract.hooks["infer"].is_async:
             self._tasks.spawn(self._infer_mixed(batch, done))
         else:
-            self._submit(
-                self._main,
+            self._main.submit_or(
                 partial(self._infer_here, batch, done),
                 lambda error: self._inferred(batch, [error] * len(batch), BatchReport(), done),
             )
 
-    def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
-        """Run a stream into a channel; `done` is called when its generator has been closed."""
+    @property
+    def n_places(self) -> int | None:
+        """How many streams may run at once, if the handler says so."""
+        return self._handler.slots if isinstance(self._handler, SteppedHandler) else None
+
+    def open_stream(self, job: Job, channel: Channel[Any] | None, done: Callable[[], None]) -> None:
+        """
+        Run a stream; `done` is called when its generator has been closed.
+
+        Args:
+            job: The request.
+            channel: Takes the chunks; `None` = a stepped handler's are gathered for the sink.
+            done: Told on the event loop that another one may run.
+        """
         self.n_streams += 1
         self._note_idle()
+        if self._stepper is not None:
+            self._stepper.enter(Entry(job, channel, partial(self._stepped, done)))
+            return
+        if channel is None:
+            raise TypeError("Only a stepped handler's chunks are gathered.")
         hook = self._pipeline.contract.hooks["stream"]
 
         def ended() -> None:
@@ -184,7 +197,10 @@ class ThreadReplica:
         Raises:
             Exception: What a hook raised: the replica is broken.
         """
-        return int(await self._run_stage(self._pipeline.try_examples()))
+        if self._stepper is None:
+            return int(await self._run_stage(self._pipeline.try_examples()))
+        async with self._stepper.emptied():
+            return int(await self._run_stage(self._pipeline.try_examples()))
 
     async def wait_idle(self) -> None:
         """Wait until no hook of any request runs."""
@@ -210,7 +226,7 @@ class ThreadReplica:
             logger.exception("hook.unload.failed", extra={"model": self.context.name})
         finally:
             self._main.close()
-            self._side.close()
+            await self._beside.close()
             await self._tasks.close()
 
     async def _run_stage(self, stage: Any) -> Any:
@@ -218,47 +234,6 @@ class ThreadReplica:
         if any(hook.overridden and hook.is_async for hook in hooks):
             return await run_mixed(stage, self._handler, self._main)
         return await self._main.call(lambda: run_here(stage, self._handler))
-
-    def _submit(
-        self, worker: Worker, task: Callable[[], None], fail: Callable[[MLServeError], None]
-    ) -> None:
-        try:
-            worker.submit(task)
-        except RuntimeError:  # the system gives no further thread
-            logger.exception("thread.start.failed", extra={"model": self.context.name})
-            self._mailbox.post(fail, ModelError())
-
-    # An error is never a local of a frame that its own traceback holds: the two would keep each
-    # other, and the request, until the collector comes.
-
-    def _prepare_here(self, job: Job, then: Prepared) -> None:
-        self._mailbox.post(self._prepared, job, then, self._try_prepare(job))
-
-    def _try_prepare(self, job: Job) -> MLServeError | None:
-        if not job.abandoned:
-            try:
-                run_here(self._pipeline.prepare(job), self._handler)
-            except BaseException as exc:  # noqa: BLE001 - a lost job would hang its client
-                return self._as_error(exc, "preprocess", job)
-        return None
-
-    async def _prepare_mixed(self, job: Job, then: Prepared) -> None:
-        self._prepared(job, then, await self._try_prepare_mixed(job))
-
-    async def _try_prepare_mixed(self, job: Job) -> MLServeError | None:
-        if not job.abandoned:
-            try:
-                await run_mixed(self._pipeline.prepare(job), self._handler, self._side)
-            except BaseException as exc:
-                if is_cancelling():
-                    raise
-                return self._as_error(exc, "preprocess", job)
-        return None
-
-    def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
-        self.n_in_hooks -= 1
-        self._note_idle()
-        then(job, error)
 
     def _infer_here(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         started, report = self._pipeline.clock(), BatchReport()
@@ -276,7 +251,7 @@ class ThreadReplica:
         except BaseException as exc:
             if is_cancelling():
                 raise
-            outcomes = [self._as_error(exc, "infer")] * len(batch)
+            outcomes = [as_answer(exc, "infer", self.context.name)] * len(batch)
         report.infer_s = self._pipeline.clock() - started
         self._inferred(batch, outcomes, report, done)
 
@@ -285,7 +260,7 @@ class ThreadReplica:
         try:
             return run()
         except BaseException as exc:  # noqa: BLE001 - user code may raise anything
-            return [self._as_error(exc, "infer")] * len(batch)
+            return [as_answer(exc, "infer", self.context.name)] * len(batch)
 
     def _inferred(
         self,
@@ -303,68 +278,17 @@ class ThreadReplica:
             done(report)
         except Exception:  # the answers must follow whatever happens
             logger.exception("batch.dispatch.failed", extra={"model": self.context.name})
-        postprocess = self._pipeline.contract.hooks["postprocess"]
-        self.n_in_hooks += len(batch)  # their hooks still run: not idle
-        self._note_idle()
-        if postprocess.needs_thread:
-            self._submit(
-                self._side,
-                partial(self._finish_here, batch, outcomes),
-                lambda error: self._fail_all(batch, error),
-            )
-        elif postprocess.is_async and postprocess.overridden:
-            for job, outcome in zip(batch, outcomes, strict=True):
-                self._tasks.spawn(self._finish_mixed(job, outcome))
+        self._beside.finish(batch, outcomes)
+
+    def _stepped(self, done: Callable[[], None], entry: Entry, error: MLServeError | None) -> None:
+        self.n_streams -= 1
+        if entry.channel is not None:
+            entry.channel.end(error)
+            self._note_idle()
         else:
-            for job, outcome in zip(batch, outcomes, strict=True):
-                self._answer(job, *self._finished(job, outcome))
-
-    def _finish_here(self, batch: list[Job], outcomes: list[Outcome]) -> None:
-        for job, outcome in zip(batch, outcomes, strict=True):
-            self._mailbox.post(self._answer, job, *self._finished(job, outcome))
-
-    def _finished(self, job: Job, outcome: Outcome) -> tuple[Any, MLServeError | None]:
-        if isinstance(outcome, MLServeError):
-            return None, outcome
-        if job.abandoned:
-            return None, None
-        try:
-            return run_here(self._pipeline.finish(job, outcome), self._handler), None
-        except BaseException as exc:  # noqa: BLE001 - a lost job would hang its client
-            return None, self._as_error(exc, "postprocess", job)
-
-    async def _finish_mixed(self, job: Job, outcome: Outcome) -> None:
-        self._answer(job, *await self._finished_mixed(job, outcome))
-
-    async def _finished_mixed(self, job: Job, outcome: Outcome) -> tuple[Any, MLServeError | None]:
-        if isinstance(outcome, MLServeError):
-            return None, outcome
-        if job.abandoned:
-            return None, None
-        try:
-            stage = self._pipeline.finish(job, outcome)
-            return await run_mixed(stage, self._handler, self._side), None
-        except BaseException as exc:
-            if is_cancelling():
-                raise
-            return None, self._as_error(exc, "postprocess", job)
-
-    def _as_error(self, error: BaseException, hook: str, job: Job | None = None) -> MLServeError:
-        if isinstance(error, MLServeError):
-            return error
-        return as_model_error(as_exception(error), hook, self.context.name, job)
-
-    def _fail_all(self, batch: list[Job], error: MLServeError) -> None:
-        for job in batch:
-            self._answer(job, None, error)
-
-    def _answer(self, job: Job, value: Any, error: MLServeError | None) -> None:
-        self.n_in_hooks -= 1
-        self._note_idle()
-        if error is not None:
-            job.fail(error)
-        else:
-            job.result(value)
+            entry.job.stage = "postprocess"
+            self._beside.finish([entry.job], [error or entry.chunks])
+        done()
 
     def _note_idle(self) -> None:
         if self.n_running:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from mlserve.errors import MLServeError, ModelError
 from mlserve.observability.loggers import get_logger
 
 __all__ = ["Mailbox", "TaskSet", "Worker"]
@@ -86,6 +87,14 @@ class Worker:
             thread.start()
             self._thread = thread  # only now: nobody would run what is queued
         self._tasks.put(task)
+
+    def submit_or(self, task: Callable[[], None], fail: Callable[[MLServeError], None]) -> None:
+        """Run `task` as `submit` does; `fail` is called on the event loop if that cannot be."""
+        try:
+            self.submit(task)
+        except RuntimeError:  # the system gives no further thread
+            logger.exception("thread.start.failed", extra={"worker": self._name})
+            self._mailbox.post(fail, ModelError())
 
     async def call(self, function: Callable[[], ResultT]) -> ResultT:
         """Run `function` in the thread and give what it returns or raises."""

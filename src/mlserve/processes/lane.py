@@ -180,8 +180,9 @@ class RemoteLane:
             QueueFullError: If no place is free.
             OverloadedError: If its turn would come too late.
         """
-        left_s = math.inf if is_stream else job.call.remaining_s
-        budget_s = math.inf if is_stream else job.timeout_s
+        is_unbounded = is_stream or self._spec.contract.is_stepped
+        left_s = math.inf if is_unbounded else job.call.remaining_s
+        budget_s = math.inf if is_unbounded else job.timeout_s
         self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
         self._tickets[job] = Ticket(job)
         self._row.requests += 1

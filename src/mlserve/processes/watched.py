@@ -186,6 +186,18 @@ class WatchedPipeline(Pipeline):
         job.mark(Mark.POSTPROCESS)
         return (yield from self._watched(stage, [job]))
 
+    def admit(self, job: Job) -> Stage[Any]:
+        """As in any pipeline; the request is marked until it is answered."""
+        return (yield from self._watched(super().admit(job), [job]))
+
+    def step(self, jobs: list[Job]) -> Stage[Any]:
+        """As in any pipeline."""
+        return (yield from self._watched(super().step(jobs), jobs))
+
+    def evict(self, sequence: Any) -> Stage[None]:
+        """As in any pipeline."""
+        yield from self._watched(super().evict(sequence), [])
+
     def call(self, hook: str) -> Stage[None]:
         """As in any pipeline; only `health` is bounded here."""
         stage = super().call(hook)
@@ -253,15 +265,19 @@ class WatchedReplica(ThreadReplica):
         super().run(batch, ended)
         self.on_change()
 
-    def open_stream(self, job: Job, channel: Channel[Any], done: Callable[[], None]) -> None:
-        """Run a stream into a channel; `done` is called when its generator has been closed."""
+    def open_stream(self, job: Job, channel: Channel[Any] | None, done: Callable[[], None]) -> None:
+        """Run a stream, as in any thread replica."""
 
         def ended() -> None:
             self.watch.end(job)
             done()
             self.on_change()
 
-        _hosted(job).mark(Mark.STREAM)
+        _hosted(job).mark(Mark.INFER if channel is None else Mark.STREAM)
+        if channel is None or self.n_places is not None:  # each step is watched by itself
+            super().open_stream(job, channel, ended)
+            self.on_change()
+            return
         self.watch.begin(job, [job])
         super().open_stream(job, _TimedChannel(channel, self.watch, job), ended)
         self.on_change()
