@@ -14,7 +14,7 @@ from tests.faults.handler import Ask, FaultyHandler
 from tests.faults.notebook import Notebook
 
 FOREVER_S = 600
-DEVOURED_BYTES = 256 * 2**20
+DEVOURED_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
