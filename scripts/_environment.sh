@@ -79,7 +79,7 @@ make_environment() {
     echo "== installing mlserve and its development tools into .venv (a few minutes the first time)"
     pip_install 'pip>=25.1'  # the first that reads dependency groups
     install_torch
-    pip_install --constraint constraints.txt --editable '.[transformers]' --group dev
+    pip_install --constraint constraints.txt --editable '.[structured,transformers]' --group dev
     printf '%s\n' "$wanted" >"$stamp"
 }
 
