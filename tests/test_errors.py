@@ -36,6 +36,7 @@ from mlserve.errors import (
     RequestError,
     SchemaViolationError,
     UnsupportedMediaTypeError,
+    UnsupportedParameterError,
 )
 
 CLASSES: list[type[MLServeError]] = [getattr(errors, name) for name in errors.__all__]
@@ -47,6 +48,7 @@ EXAMPLES: list[tuple[MLServeError, int, str]] = [
     (InvalidInputError("`text` is empty."), 422, "invalid_input"),
     (ModelNotFoundError("bert"), 404, "model_not_found"),
     (UnsupportedMediaTypeError("Send JSON."), 415, "unsupported_media_type"),
+    (UnsupportedParameterError("best_of"), 400, "unsupported_parameter"),
     (BodyTooLargeError(100), 413, "body_too_large"),
     (BodyTimeoutError(2.5), 408, "request_timeout"),
     (AbandonedError(), 499, "client_closed_request"),

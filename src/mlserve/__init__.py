@@ -28,6 +28,7 @@ from mlserve.errors import (
     RequestError,
     SchemaViolationError,
     UnsupportedMediaTypeError,
+    UnsupportedParameterError,
 )
 from mlserve.functions import handler
 from mlserve.handler import Call, Context, ModelHandler
@@ -79,6 +80,7 @@ __all__ = [
     "Statistics",
     "SteppedHandler",
     "UnsupportedMediaTypeError",
+    "UnsupportedParameterError",
     "Upload",
     "handler",
 ]

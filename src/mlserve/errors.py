@@ -8,6 +8,7 @@ Every error that mlserve raises: one tree, one HTTP status and one stable code p
     │   ├── SchemaViolationError        422 validation_error
     │   ├── InvalidInputError           422 invalid_input
     │   ├── ModelNotFoundError          404 model_not_found
+    │   ├── UnsupportedParameterError   400 unsupported_parameter
     │   ├── UnsupportedMediaTypeError   415 unsupported_media_type
     │   ├── BodyTooLargeError           413 body_too_large
     │   ├── BodyTimeoutError            408 request_timeout
@@ -25,7 +26,7 @@ Every error that mlserve raises: one tree, one HTTP status and one stable code p
     ├── ReplicaDiedError                502 replica_died: the process that ran the request ended
     └── ConfigurationError              the developer should fix the code
 
-This module imports nothing. `mlserve.http.errors` is the only place that makes responses of these.
+This module imports nothing of mlserve. Only `mlserve.http.errors` makes responses of these.
 """
 
 from typing import Any, ClassVar
@@ -54,8 +55,8 @@ __all__ = [
     "RequestError",
     "SchemaViolationError",
     "UnsupportedMediaTypeError",
+    "UnsupportedParameterError",
 ]
-
 
 _LONGEST_PARAM = 128
 _LONGEST_NAME = 64
@@ -85,9 +86,7 @@ class MLServeError(Exception):
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
-def _rebuilt(
-    cls: type[MLServeError], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> MLServeError:
+def _rebuilt(cls: type[MLServeError], args: Any, attributes: dict[str, Any]) -> MLServeError:
     """Make an error again without its constructor, which would take facts and not a message."""
     error = cls.__new__(cls, *args)
     error.args = args
@@ -147,27 +146,18 @@ class SchemaViolationError(RequestError):
 def _field_of(details: list[dict[str, object]]) -> str:
     """Give the dotted name of the first field that is wrong, without where it was sent."""
     location = details[0].get("loc") if details else None
-    if not isinstance(location, list):
-        return ""
-    parts = location[1:] if location[:1] in (["body"], ["query"]) else location
+    found = location if isinstance(location, list) else []
+    parts = found[1:] if found[:1] in (["body"], ["query"]) else found
     return ".".join(str(part) for part in parts)[:_LONGEST_PARAM]
 
 
 class InvalidInputError(RequestError):
     """
-    Raised by handlers: the input is well-formed, but the model cannot take it.
-
-    Its message is the only text of a handler that reaches the client.
+    Raised by handlers: the model cannot take this input. Clients read the message.
 
     Args:
         message: What is wrong and what to send instead.
         param: The request's field that is at fault; at most 128 characters of it are kept.
-
-    Example:
-        >>> raise InvalidInputError("`text` is longer than 512 tokens.", param="text")
-        Traceback (most recent call last):
-        ...
-        mlserve.errors.InvalidInputError: `text` is longer than 512 tokens.
     """
 
     status = 422
@@ -191,6 +181,16 @@ class ModelNotFoundError(RequestError):
         super().__init__(f"There is no {which}. `GET /v1/models` lists the models.")
         self.name = name
         self.version = version
+
+
+class UnsupportedParameterError(RequestError):
+    """The request asks for something that would change its answer and cannot be done here."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, why: str = "it is not supported here") -> None:
+        self.param = str(param)[:_LONGEST_PARAM]
+        super().__init__(f"`{self.param}` cannot be served: {why}. Leave it out.")
 
 
 class UnsupportedMediaTypeError(RequestError):

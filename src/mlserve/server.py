@@ -1,12 +1,11 @@
 """`ModelServer`: collects handlers, builds the application, runs it. Nothing else."""
 
-import inspect
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from fastapi import FastAPI
 from fastapi.params import Depends
@@ -19,13 +18,14 @@ from mlserve.handler import ModelHandler
 from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
 from mlserve.http.dependencies import make_model_dependency
 from mlserve.http.found import find_variable
+from mlserve.http.protocol import ServingProtocol
 from mlserve.http.runner import run_server
 from mlserve.http.versioning import Mounted
 from mlserve.http.workers import run_workers
 from mlserve.model import Model
 from mlserve.registry import Registry
 from mlserve.settings import Batching, Limits, Replicas, ServerSettings
-from mlserve.spec import Factory, ModelSpec
+from mlserve.spec import HandlerSource, ModelSpec, as_factory
 
 __all__ = ["ModelServer"]
 
@@ -33,13 +33,6 @@ OptionT = TypeVar("OptionT")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"v[1-9][0-9]*")
-
-HandlerSource = (
-    type[ModelHandler[Any, Any, Any]]
-    | Callable[[], ModelHandler[Any, Any, Any]]
-    | ModelHandler[Any, Any, Any]
-)
-"""What `add` takes: a class, a zero-argument callable that gives a handler, or a handler."""
 
 
 class ModelServer:
@@ -134,7 +127,7 @@ class ModelServer:
             raise ConfigurationError(f"`version` must be 'v1', 'v2' and so on, got {version!r}.")
         if path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
             raise ConfigurationError(f"`path` must look like '/classify', got {path!r}.")
-        factory, example, is_instance = _as_factory(handler)
+        factory, example, is_instance = as_factory(handler)
         options = _replicas_of(replicas, example, is_instance=is_instance)
         spec = ModelSpec(
             name=name,
@@ -156,6 +149,25 @@ class ModelServer:
                 tags=tags,
             )
         )
+        return self
+
+    def use(self, protocol: ServingProtocol) -> Self:
+        """
+        Serve the models by a further protocol, beside their own routes.
+
+        Args:
+            protocol: Such as `mlserve.protocols.openai.OpenAIProtocol()`; it serves those models
+                that it can, also those that are added later.
+
+        Raises:
+            ConfigurationError: If it is no protocol, or the application is built already.
+        """
+        self._require_open()
+        if isinstance(protocol, type) or not isinstance(protocol, ServingProtocol):
+            raise ConfigurationError(
+                f"`protocol` must be a protocol such as `OpenAIProtocol()`, got {protocol!r}."
+            )
+        self._plan.protocols.append(protocol)
         return self
 
     def build(self) -> FastAPI:
@@ -288,52 +300,13 @@ class ModelServer:
     def _require_open(self) -> None:
         if self._app is not None or self._is_installed:
             raise ConfigurationError(
-                "The application is built or installed already: `add` and `install` come before."
+                "The application is built or installed already: `add`, `use` and `install` come"
+                " before."
             )
 
     def __repr__(self) -> str:
         models = ", ".join(f"{model.name}/{model.version}" for model in self.registry)
         return f"<ModelServer {self._plan.title!r}: {models}>"
-
-
-def _as_factory(
-    source: HandlerSource,
-) -> tuple[Factory, ModelHandler[Any, Any, Any], bool]:
-    """Give what makes handlers, one for examples, and whether `source` itself is the handler."""
-    if isinstance(source, ModelHandler):
-        handler: ModelHandler[Any, Any, Any] = source
-        return lambda: handler, handler, True
-    if not callable(source):
-        raise ConfigurationError(
-            f"`handler` must be a `ModelHandler` class, a callable that gives a handler, or a"
-            f" handler, got {source!r}."
-        )
-    factory = cast("Factory", source)
-    _require_no_arguments(source)
-    try:
-        example = factory()
-    except Exception as exc:
-        raise ConfigurationError(
-            f"{source!r} could not make a handler: {exc}. Heavy work belongs to `load`."
-        ) from exc
-    if not isinstance(example, ModelHandler):
-        raise ConfigurationError(
-            f"{source!r} gave {type(example).__name__!r}, which is no `ModelHandler`."
-        )
-    return factory, example, False
-
-
-def _require_no_arguments(source: Callable[..., Any]) -> None:
-    try:
-        inspect.signature(source).bind()
-    except ValueError:  # no signature to look at
-        return
-    except TypeError as exc:
-        name = getattr(source, "__name__", "Handler")
-        raise ConfigurationError(
-            f"`{name}` cannot be made without arguments ({exc}). Pass"
-            f" `functools.partial({name}, …)` with them."
-        ) from exc
 
 
 def _replicas_of(

@@ -1,17 +1,26 @@
 """A model as it was added: what it is called, what it is and what it may use."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mlserve.contract import Contract
+from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
 from mlserve.settings import Batching, Limits, Replicas
 
-__all__ = ["Factory", "ModelSpec"]
+__all__ = ["Factory", "HandlerSource", "ModelSpec", "as_factory"]
 
 Factory = Callable[[], ModelHandler[Any, Any, Any]]
 """Gives a handler for one replica; its `load` has not been called."""
+
+HandlerSource = (
+    type[ModelHandler[Any, Any, Any]]
+    | Callable[[], ModelHandler[Any, Any, Any]]
+    | ModelHandler[Any, Any, Any]
+)
+"""What `add` takes: a class, a zero-argument callable that gives a handler, or a handler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,3 +48,48 @@ class ModelSpec:
     def is_instance(self) -> bool:
         """Whether a handler itself was added, which is then used as it is."""
         return self.factory() is self.example
+
+
+def as_factory(
+    source: HandlerSource,
+) -> tuple[Factory, ModelHandler[Any, Any, Any], bool]:
+    """
+    Give what makes handlers, one for examples, and whether `source` itself is the handler.
+
+    Raises:
+        ConfigurationError: If it makes no handlers.
+    """
+    if isinstance(source, ModelHandler):
+        handler: ModelHandler[Any, Any, Any] = source
+        return lambda: handler, handler, True
+    if not callable(source):
+        raise ConfigurationError(
+            f"`handler` must be a `ModelHandler` class, a callable that gives a handler, or a"
+            f" handler, got {source!r}."
+        )
+    factory = cast("Factory", source)
+    _require_no_arguments(source)
+    try:
+        example = factory()
+    except Exception as exc:
+        raise ConfigurationError(
+            f"{source!r} could not make a handler: {exc}. Heavy work belongs to `load`."
+        ) from exc
+    if not isinstance(example, ModelHandler):
+        raise ConfigurationError(
+            f"{source!r} gave {type(example).__name__!r}, which is no `ModelHandler`."
+        )
+    return factory, example, False
+
+
+def _require_no_arguments(source: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(source).bind()
+    except ValueError:  # no signature to look at
+        return
+    except TypeError as exc:
+        name = getattr(source, "__name__", "Handler")
+        raise ConfigurationError(
+            f"`{name}` cannot be made without arguments ({exc}). Pass"
+            f" `functools.partial({name}, …)` with them."
+        ) from exc

@@ -21,6 +21,7 @@ from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
+from mlserve.http.protocol import ServingProtocol
 from mlserve.http.route import ServerRoute
 from mlserve.http.schemas import ErrorBody, HealthBody, ModelInfo, ModelList, ReadyBody
 from mlserve.http.shutdown import draining_on_signals
@@ -45,6 +46,7 @@ class AppPlan:
     settings: ServerSettings
     registry: Registry
     mounted: list[Mounted] = field(default_factory=list)
+    protocols: list[ServingProtocol] = field(default_factory=list)
     dependencies: Sequence[Depends] = ()
     middleware: Sequence[Middleware] = ()
     lifespan: Lifespan | None = None
@@ -115,6 +117,8 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
     registry = plan.registry
     routes.add_all(plan.mounted, registry)  # first: the router looks at routes in their order
+    for protocol in plan.protocols:
+        protocol.add_routes(routes, plan.mounted, registry)
     routes.add_probe("/health", make_health(), response_model=HealthBody, tags=["server"])
     not_ready = {503: {"model": ReadyBody, "description": "Not every model is loaded and warm."}}
     routes.add_probe(
@@ -145,7 +149,10 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
     """Add `/v1/models` and `/v1/models/{name}` for each version in use."""
     for version in _versions(plan):
-        listing = ModelListing(routes, plan.mounted, plan.registry, version)
+        lists_all = version == "v1" and any(p.lists_every_version for p in plan.protocols)
+        listing = ModelListing(
+            routes, plan.mounted, plan.registry, version, lists_every_version=lists_all
+        )
         options: dict[str, Any] = {
             "dependencies": list(plan.dependencies),
             "tags": ["server"],

@@ -7,6 +7,7 @@ log, under the same request id.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
@@ -22,7 +23,10 @@ from mlserve.model import safe_details
 from mlserve.observability.loggers import get_logger
 
 __all__ = [
+    "ERROR_SHAPE",
     "EXCEPTION_HANDLERS",
+    "ErrorShape",
+    "Failure",
     "documented_errors",
     "error_body",
     "error_info",
@@ -31,6 +35,9 @@ __all__ = [
 ]
 
 logger = get_logger(__name__)
+
+ERROR_SHAPE = "mlserve.error_shape"
+"""Where the scope of a protocol's route holds its `ErrorShape`."""
 
 # ASCII only: a lone surrogate in a message must not break the answer.
 _encoder = json.JSONEncoder(ensure_ascii=True, default=str)
@@ -69,7 +76,7 @@ _DESCRIPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Failure:
     """What is said of an error."""
 
     status: int
@@ -107,6 +114,10 @@ class _Answer:
         return Response(content, self.status, headers, media_type="application/json")
 
 
+ErrorShape = Callable[[Failure], Failure]
+"""Says of an error what a protocol says of it: another status, type or header."""
+
+
 def error_info(error: Exception, request_id: str) -> dict[str, Any]:
     """Make the error member alone: for a body that says more than the error."""
     return _describe(error).info(request_id)
@@ -117,9 +128,11 @@ def error_response(error: Exception, request_id: str) -> Response:
     return _describe(error).response(request_id)
 
 
-def error_body(error: Exception, request_id: str) -> bytes:
+def error_body(error: Exception, request_id: str, shape: ErrorShape | None = None) -> bytes:
     """Make the body alone, as JSON: what a stream sends as its error event."""
-    return _as_json(replace(_describe(error), detail=None), request_id)
+    answer = _describe(error)
+    shaped = answer if shape is None else shape(answer)
+    return _as_json(replace(shaped, detail=None), request_id)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -128,6 +141,9 @@ async def handle_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, MLServeError | HTTPException | RequestValidationError):
         logger.error("request.handle.failed", exc_info=error, extra={"request_id": request_id})
     answer = _describe(error)
+    shape: ErrorShape | None = request.scope.get(ERROR_SHAPE)
+    if shape is not None:
+        answer = shape(answer)
     exchange = request.scope.get(EXCHANGE)
     if exchange is not None:
         exchange.code = answer.code
@@ -151,13 +167,13 @@ def documented_errors(model: Any, statuses: tuple[int, ...] = ()) -> dict[int | 
     }
 
 
-def _describe(error: Exception) -> _Answer:
+def _describe(error: Exception) -> Failure:
     if isinstance(error, RequestValidationError):
         found = error.errors()
         error = SchemaViolationError(safe_details(found), len(found))
     if isinstance(error, MLServeError):
         detail = error.details if isinstance(error, SchemaViolationError) else None
-        return _Answer(
+        return Failure(
             error.status,
             error.code,
             error.kind,
@@ -168,7 +184,7 @@ def _describe(error: Exception) -> _Answer:
         )
     if isinstance(error, HTTPException):
         return _describe_http(error)
-    return _Answer(500, "internal_error", "ServerError", _FAILED)
+    return Failure(500, "internal_error", "ServerError", _FAILED)
 
 
 def _text_of(error: Exception) -> str:
@@ -178,7 +194,7 @@ def _text_of(error: Exception) -> str:
         return _FAILED
 
 
-def _describe_http(error: HTTPException) -> _Answer:
+def _describe_http(error: HTTPException) -> Failure:
     status = error.status_code
     kind = "RequestError" if status < 500 else "ServerError"
     if status in (429, 503, 504):
@@ -186,7 +202,7 @@ def _describe_http(error: HTTPException) -> _Answer:
     detail: Any = error.detail  # FastAPI's may be any JSON value
     headers = dict(error.headers or {})
     retry = headers.get("Retry-After", "")
-    return _Answer(
+    return Failure(
         status,
         _CODES.get(status, "error" if status < 500 else "internal_error"),
         kind,
@@ -203,7 +219,7 @@ def _phrase_of(status: int) -> str:
         return "The request failed."
 
 
-def _as_json(answer: _Answer, request_id: str) -> bytes:
+def _as_json(answer: Failure, request_id: str) -> bytes:
     """Write a body of at most 4 KB: details are left out first, then the message is cut."""
     try:
         error = answer.info(request_id)
@@ -217,7 +233,7 @@ def _as_json(answer: _Answer, request_id: str) -> bytes:
             body = _dump(error, detail)
     except Exception:  # noqa: BLE001 - whatever stands in an error, the client gets an answer
         logger.warning("error.body.failed", extra={"request_id": request_id})
-        return _dump(_Answer(500, "internal_error", "ServerError", _FAILED).info(request_id), None)
+        return _dump(Failure(500, "internal_error", "ServerError", _FAILED).info(request_id), None)
     return body
 
 

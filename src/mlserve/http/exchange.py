@@ -56,8 +56,8 @@ class Exchange:
         scope: The ASGI scope.
         send: The ASGI send of the connection.
         settings: The server's settings.
-        model: The model's name.
-        version: The model's version.
+        model: The model's name; may be changed once the request has named it.
+        version: The model's version; likewise.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Exchange:
         self.on_end: Callable[[], Awaitable[None]] | None = None
         """Ends what still runs for the answer, whether or not it was ever sent."""
         self.bytes_in = 0
+        self.model = model
+        self.version = version
         self._send = send
         self._settings = settings
-        self._model = model
-        self._version = version
         self._started = time.perf_counter()
         self._status = 0
         self._bytes_out = 0
@@ -119,8 +119,8 @@ class Exchange:
         times = job.times if job is not None else _NO_TIMES
         facts: InferenceLine = {
             "request_id": self.request_id,
-            "model": self._model,
-            "version": self._version,
+            "model": self.model,
+            "version": self.version,
             "status": self._status or 499,
             "code": self.code,
             "bytes_in": self.bytes_in,

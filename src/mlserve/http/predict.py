@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +17,7 @@ from mlserve.model import Model
 from mlserve.payloads import Binary
 from mlserve.settings import ServerSettings
 
-__all__ = ["PredictEndpoint", "new_job", "require_room"]
+__all__ = ["PredictEndpoint", "job_of", "new_job", "require_room"]
 
 
 class PredictEndpoint:
@@ -59,7 +60,6 @@ async def new_job(
         RequestError: If it is malformed.
         CapacityError: If there is no room for it; its body has not been read then.
     """
-    exchange: Exchange = request.scope[EXCHANGE]
     contract = model.engine.spec.contract
     budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
     if request.method == "GET":
@@ -71,15 +71,40 @@ async def new_job(
         require_json(request.headers)
         body = await read_body(request, settings.body_timeout_s)
         payload = parse_json(contract.request, body)
+    job = job_of(request, model, settings, payload, budget_s=budget_s, priority=priority)
+    exchange: Exchange = request.scope[EXCHANGE]
+    exchange.job = job
+    return job
+
+
+def job_of(
+    request: Request,
+    model: Model,
+    settings: ServerSettings,
+    payload: Any,
+    *,
+    budget_s: float,
+    priority: int,
+) -> Job:
+    """
+    Make a job of what a request asks for.
+
+    Args:
+        request: The request.
+        model: Whose request it is.
+        settings: The server's settings.
+        payload: An instance of the model's request type.
+        budget_s: The job's whole time in seconds.
+        priority: 0 is served first, 9 last.
+    """
+    exchange: Exchange = request.scope[EXCHANGE]
     call = Call(
         exchange.request_id,
         timeout_s=budget_s,
         headers=_forwarded(request, settings),
         clock=model.engine.clock,
     )
-    job = Job(payload, call, timeout_s=budget_s, priority=priority)
-    exchange.job = job
-    return job
+    return Job(payload, call, timeout_s=budget_s, priority=priority)
 
 
 def require_room(headers: Mapping[str, str], model: Model, *, is_stream: bool) -> tuple[float, int]:

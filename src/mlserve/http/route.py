@@ -20,15 +20,18 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mlserve.errors import MLServeError
 from mlserve.http.body import BodyLimit
-from mlserve.http.errors import handle_error
+from mlserve.http.errors import ERROR_SHAPE, ErrorShape, handle_error
 from mlserve.http.exchange import Exchange
 from mlserve.http.shutdown import MODEL, answer_cancelled
 from mlserve.settings import ServerSettings
 
-__all__ = ["Answer", "ModelRoute", "ServerRoute"]
+__all__ = ["NO_MODEL", "Answer", "ModelRoute", "ServerRoute"]
 
 Answer = Callable[[Request], Awaitable[Response]]
 """What runs once the user's dependencies are solved."""
+
+NO_MODEL = "-"
+"""What stands in the log in the place of a model that a request has not named."""
 
 _HANDLERS: dict[Any, Any] = {
     Exception: handle_error,
@@ -77,10 +80,11 @@ class ModelRoute(APIRoute):
         max_body_bytes: How large a body may be.
         require_room: Raises a `CapacityError` for a request whose head is known and nothing else,
             if the model has no room for it.
+        shape: What its protocol says of errors; `None` = what mlserve says.
         options: What FastAPI's route takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword per aspect of a route
         self,
         path: str,
         endpoint: Callable[..., Any],
@@ -91,6 +95,7 @@ class ModelRoute(APIRoute):
         version: str,
         max_body_bytes: int,
         require_room: Callable[[Scope], None] = _always_room,
+        shape: ErrorShape | None = None,
         **options: Any,
     ) -> None:
         self._answer = answer
@@ -99,6 +104,7 @@ class ModelRoute(APIRoute):
         self.version = version
         self._max_body_bytes = max_body_bytes
         self.require_room = require_room
+        self._shape = shape
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -123,7 +129,9 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = Exchange(scope, send, self._settings, self.model, self.version)
-        scope[MODEL] = self.model
+        scope[MODEL] = None if self.model == NO_MODEL else self.model
+        if self._shape is not None:
+            scope[ERROR_SHAPE] = self._shape
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
             if self.dependant.dependencies and scope["method"] in (self.methods or ()):
@@ -150,7 +158,7 @@ class ModelRoute(APIRoute):
             await self.app(scope, receive, noting)
         except asyncio.CancelledError as exc:
             if not has_started:
-                await answer_cancelled(Request(scope, receive), send, exc, self.model)
+                await answer_cancelled(Request(scope, receive), send, exc, scope[MODEL])
             raise
 
     async def _answer_directly(self, request: Request, send: Send) -> None:
@@ -160,7 +168,7 @@ class ModelRoute(APIRoute):
                 raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
             response = await self._answer(request)
         except asyncio.CancelledError as exc:
-            await answer_cancelled(request, send, exc, self.model)
+            await answer_cancelled(request, send, exc, request.scope[MODEL])
             raise
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             response = await handle_error(request, exc)

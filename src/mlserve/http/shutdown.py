@@ -40,7 +40,7 @@ LAST_WORDS_S = 0.1
 """How long a request that is being cancelled may take to say why, in seconds."""
 
 MODEL = "mlserve.model"
-"""Where the scope of a model's route holds the model's name."""
+"""Where the scope of a model's route holds the model's name; `None` = not known yet."""
 
 _MAX_WAITING = 4096
 _TURNS_OF_AN_ACCEPT = 3

@@ -9,7 +9,7 @@ errors before it have their own status; a later one is an event of its own, then
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,9 +18,8 @@ from mlserve.errors import AbandonedError, DrainingError, MLServeError
 from mlserve.http.disconnect import DisconnectWatch
 from mlserve.http.shutdown import LAST_WORDS_S, MODEL, is_shutdown
 from mlserve.observability.loggers import get_logger
-from mlserve.streaming import ModelStream
 
-__all__ = ["DONE", "PING", "EventStreamResponse", "encode_event"]
+__all__ = ["DONE", "PING", "ChunkSource", "EventStreamResponse", "encode_event"]
 
 logger = get_logger(__name__)
 
@@ -45,6 +44,23 @@ def encode_event(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
+class ChunkSource(Protocol):
+    """Where the chunks of a stream come from, such as a `ModelStream`."""
+
+    async def next(self, timeout_s: float) -> Any:
+        """
+        Give the next chunk.
+
+        Raises:
+            StopAsyncIteration: At the end.
+            TimeoutError: If nothing came within `timeout_s` seconds; the stream goes on.
+            MLServeError: What ended the stream before its end.
+        """
+
+    async def aclose(self) -> None:
+        """Leave; may be called again."""
+
+
 class EventStreamResponse(Response):
     """
     Sends chunks as events, pings while idle, and stops its source when the client leaves.
@@ -62,7 +78,7 @@ class EventStreamResponse(Response):
 
     def __init__(
         self,
-        stream: ModelStream,
+        stream: ChunkSource,
         first: bytes | None,
         *,
         encode: Callable[[Any], bytes],

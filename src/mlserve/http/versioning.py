@@ -25,9 +25,10 @@ from mlserve.http.documented import (
     stream_responses,
     takes_query,
 )
-from mlserve.http.errors import documented_errors
+from mlserve.http.errors import ErrorShape, documented_errors
+from mlserve.http.guard import NOTHING, Guard
 from mlserve.http.predict import PredictEndpoint, require_room
-from mlserve.http.route import Answer, ModelRoute, ServerRoute
+from mlserve.http.route import NO_MODEL, Answer, ModelRoute, ServerRoute
 from mlserve.http.schemas import ErrorBody
 from mlserve.http.stream import StreamEndpoint
 from mlserve.model import Model
@@ -89,7 +90,8 @@ class ModelRoutes:
         dependencies: Sequence[Depends],
     ) -> None:
         self._app = app
-        self._settings = settings
+        self.settings = settings
+        """The server's settings."""
         self._prefix = prefix
         self._dependencies = list(dependencies)
         self._methods: dict[str, list[str]] = {}
@@ -137,6 +139,58 @@ class ModelRoutes:
             **options,
         )
 
+    def add_shared(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        answer: Answer,
+        mounted: Sequence[Mounted],
+        *,
+        shape: ErrorShape,
+        **documents: Any,
+    ) -> None:
+        """
+        Add a `POST` route whose requests name, in their bodies, the model that they are for.
+
+        Args:
+            path: The path, below the prefix.
+            endpoint: Never called: its signature is what OpenAPI shows.
+            answer: Called with the request; it asks `guard_of` the model before it answers.
+            mounted: The models that it serves.
+            shape: What its protocol says of errors.
+            documents: What else OpenAPI shows, as FastAPI's route takes it.
+
+        Raises:
+            ConfigurationError: If the path is taken.
+        """
+        full_path = self._prefix + path
+        self.require_free(full_path, "POST")
+        limits = [mount.model.engine.spec.limits.max_body_bytes for mount in mounted]
+        route_class = partial(
+            ModelRoute,
+            answer=_as_function(answer),
+            settings=self.settings,
+            model=NO_MODEL,
+            version=NO_MODEL,
+            max_body_bytes=max(limits, default=self.settings.max_body_bytes),
+            shape=shape,
+        )
+        # Dependencies are solved within FastAPI's stack, which a route without any is not behind.
+        has_guards = any(mount.dependencies for mount in mounted)
+        self._app.router.add_api_route(
+            full_path,
+            endpoint,
+            methods=["POST"],
+            dependencies=[*self._dependencies, *([NOTHING] if has_guards else [])],
+            summary=endpoint.__doc__,
+            route_class_override=cast("type[APIRoute]", route_class),
+            **documents,
+        )
+
+    def guard_of(self, mount: Mounted) -> Guard:
+        """Give what a model's own dependencies have to say to a request on a shared route."""
+        return Guard(mount.dependencies, self._app)
+
     def add_probe(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Add a plain route that load balancers may ask with `HEAD` as well."""
         self.add_plain(path, endpoint, **options)
@@ -182,14 +236,14 @@ class ModelRoutes:
                 body_signature(
                     contract, mount.examples, "predict", f"Predict with {mount.model.name}{note}"
                 ),
-                PredictEndpoint(mount.model, self._settings),
+                PredictEndpoint(mount.model, self.settings),
                 "POST",
                 response_model=None if is_binary else contract.response.declared,
                 responses=_responses(contract.response.declared),
             )
         if not contract.can_stream:
             return
-        answer = StreamEndpoint(mount.model, self._settings)
+        answer = StreamEndpoint(mount.model, self.settings)
         documents: dict[str, Any] = {
             "response_model": contract.chunk.declared,
             "response_class": EventStreamDocument,
@@ -218,7 +272,7 @@ class ModelRoutes:
         route_class = partial(
             ModelRoute,
             answer=_as_function(answer),
-            settings=self._settings,
+            settings=self.settings,
             model=spec.name,
             version=spec.version,
             max_body_bytes=spec.limits.max_body_bytes,
@@ -250,10 +304,10 @@ class ModelRoutes:
         route_class = partial(
             _FallbackRoute,
             answer=missing,
-            settings=self._settings.model_copy(update={"access_log": False}),
-            model="-",
-            version=version or "-",
-            max_body_bytes=self._settings.max_body_bytes,
+            settings=self.settings.model_copy(update={"access_log": False}),
+            model=NO_MODEL,
+            version=version or NO_MODEL,
+            max_body_bytes=self.settings.max_body_bytes,
         )
         self._app.router.add_api_route(
             self._prefix + path,
