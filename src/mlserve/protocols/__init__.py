@@ -1,0 +1,1 @@
+"""Further protocols to ask the models by, given to `ModelServer.use`; each is opt-in."""
