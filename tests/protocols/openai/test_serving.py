@@ -92,6 +92,19 @@ def test_bodies_are_as_large_as_their_model_takes() -> None:
     assert huge.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_large_body_is_read_as_a_small_one_is() -> None:
+    heard = Heard()
+    parts = [{"type": "text", "text": "x" * 300_000}, {"type": "text", "text": "y" * 300_000}]
+    with TestClient(make_server(heard).build()) as client:
+        answer = client.post(CHAT, json={**HELLO, "messages": [{"role": "user", "content": parts}]})
+        prompts = {"model": "parrot", "prompt": ["z" * 6000] * 100, "stop": "q"}
+        texts = client.post("/v1/completions", json=prompts)
+
+    assert answer.status_code == 200
+    assert len((heard.requests[0].messages or [])[0].content or "") == 600_001
+    assert len(texts.json()["choices"]) == 100
+
+
 def test_other_methods_and_media_types_are_refused_in_the_same_shape() -> None:
     with TestClient(make_server().build()) as client:
         wrong = client.get(CHAT)
