@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.protocols.openai.parrot import Heard, Lengths, Parrot
 
 from mlserve import ConfigurationError, Cors, Limits, ModelHandler, ModelServer, ServerSettings
 from mlserve.protocols.openai import OpenAIProtocol
-from mlserve.tasks.generation import GenerationRequest
+from mlserve.tasks.generation import Generation, GenerationChunk, GenerationRequest, Usage
 
 HELLO: Any = {"model": "parrot", "messages": [{"role": "user", "content": "hello"}]}
 CHAT = "/v1/chat/completions"
@@ -150,7 +151,38 @@ def test_a_model_must_answer_as_its_task_does() -> None:
         ModelServer().use(OpenAIProtocol()).add("odd", Odd).build()
 
 
-def test_a_model_that_cannot_stream_says_so() -> None:
+class Whole(ModelHandler[GenerationRequest, Generation]):
+    def infer(self, inputs: list[GenerationRequest]) -> list[Generation]:
+        return [Generation(choices=[], usage=Usage()) for _ in inputs]
+
+
+class Pieces(ModelHandler[GenerationRequest, Generation, GenerationChunk]):
+    def stream(self, item: GenerationRequest) -> Iterator[GenerationChunk]:
+        yield GenerationChunk(text="a")
+
+
+def test_a_model_is_asked_only_for_what_it_can() -> None:
+    server = ModelServer().use(OpenAIProtocol()).add("whole", Whole)
+    server.add("pieces", Pieces, limits=Limits(stream_timeout_s=5))
+    with TestClient(server.build()) as client:
+        answers = {
+            (name, is_stream): client.post(CHAT, json={**HELLO, "model": name, "stream": is_stream})
+            for name in ("whole", "pieces")
+            for is_stream in (False, True)
+        }
+
+    statuses = {key: answer.status_code for key, answer in answers.items()}
+    assert statuses == {
+        ("whole", False): 200,
+        ("whole", True): 400,
+        ("pieces", False): 400,
+        ("pieces", True): 200,
+    }
+    refused = [answers["whole", True], answers["pieces", False]]
+    assert [answer.json()["error"]["param"] for answer in refused] == ["stream"] * 2
+
+
+def test_vectors_are_not_streamed() -> None:
     with TestClient(ModelServer().use(OpenAIProtocol()).add("v", Lengths).build()) as client:
         body = {"model": "v", "input": "a", "stream": True}
         answer = client.post("/v1/embeddings", json=body)

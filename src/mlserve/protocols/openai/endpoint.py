@@ -176,9 +176,12 @@ class Endpoint:
 
     def _jobs(self, request: Request, model: Model, asked: Any, *, is_stream: bool) -> list[Job]:
         contract = model.engine.spec.contract
-        if not (contract.can_stream if is_stream else contract.can_infer):
-            why = "the model does not stream" if is_stream else "the model only streams: set it"
-            raise UnsupportedParameterError("stream", why)
+        if is_stream and not contract.can_stream:
+            raise UnsupportedParameterError("stream", f"model `{model.name}` does not stream")
+        if not (is_stream or contract.can_infer):
+            raise InvalidInputError(
+                f"Model `{model.name}` answers by streams only: ask with `stream`.", param="stream"
+            )
         budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
         jobs = [
             job_of(request, model, self._settings, payload, budget_s=budget_s, priority=priority)

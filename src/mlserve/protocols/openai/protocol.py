@@ -21,7 +21,10 @@ _ERRORS: dict[int | str, Any] = {
     status: response
     for status, response in documented_errors(ErrorBody).items()
     if status != 422  # every wrong request is 400 here, as OpenAI's are
-} | {"default": {"model": ErrorBody, "description": "Any other error, in the same shape."}}
+} | {
+    400: {"model": ErrorBody, "description": "The request is wrong; `param` names the field."},
+    "default": {"model": ErrorBody, "description": "Any other error, in the same shape."},
+}
 _EVENTS = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
