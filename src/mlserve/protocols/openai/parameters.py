@@ -11,7 +11,6 @@ __all__ = ["require_served"]
 _HARMLESS = frozenset(
     {
         "metadata",
-        "moderation",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",

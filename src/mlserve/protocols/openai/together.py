@@ -75,7 +75,8 @@ class Merged:
     def __init__(self, streams: Sequence[ModelStream]) -> None:
         self._streams = list(streams)
         self._tasks = TaskSet()
-        self._reading: dict[asyncio.Task[Any], int] | None = None
+        self._reading: dict[asyncio.Task[Any], int] = {}
+        self._has_begun = False
 
     async def next(self, timeout_s: float = math.inf) -> tuple[int, Any]:
         """
@@ -88,8 +89,8 @@ class Merged:
         """
         if len(self._streams) == 1:
             return 0, await self._streams[0].next(timeout_s)
-        if self._reading is None:
-            self._reading = {}
+        if not self._has_begun:
+            self._has_begun = True
             for number in range(len(self._streams)):
                 self._read(number)
         while self._reading:
@@ -117,7 +118,6 @@ class Merged:
             await stream.aclose()
 
     def _read(self, number: int) -> None:
-        assert self._reading is not None  # noqa: S101 - for types
         self._reading[self._tasks.spawn(_outcome(self._streams[number]))] = number
 
 
