@@ -1,0 +1,1 @@
+"""Text generation; so far what a text has to look like, as masks over the next token."""
