@@ -13,6 +13,7 @@ from tests.processes.handlers import Noting
 from tests.processes.serving import Served, served
 
 from mlserve import ServerSettings
+from mlserve.processes.frames import Decoder
 
 UNFROZEN = ServerSettings(freeze_gc=False)
 
@@ -67,3 +68,17 @@ def test_a_reload_frees_the_lane_and_the_memory_that_its_processes_shared(model:
         model.run(model.model.reload())
         model.ask("")
         model.wait(lambda: fleet() is None and board() is None)
+
+
+def test_what_a_decoder_has_received_into_is_freed_with_it() -> None:
+    decoder = Decoder()
+    decoder.buffer()[:4] = b"MLS1"
+    decoder.advance(4)
+    alive = weakref.ref(decoder)
+
+    gc.disable()
+    try:
+        del decoder
+        assert alive() is None
+    finally:
+        gc.enable()

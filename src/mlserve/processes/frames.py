@@ -142,7 +142,7 @@ class Decoder:
         self._part: bytearray | None = None
         self._missing = _NOTHING
         self._messages: list[Message] = []
-        self._frames = self._read_frames()
+        self._frames = _read_frames(self._messages)
         self._wanted_bytes = next(self._frames)
 
     def buffer(self) -> memoryview:
@@ -171,7 +171,8 @@ class Decoder:
 
     def take(self) -> list[Message]:
         """Give the messages that are complete and were not given yet, in the order sent."""
-        messages, self._messages = self._messages, []
+        messages = self._messages[:]
+        self._messages.clear()
         return messages
 
     def _parse(self) -> None:
@@ -189,12 +190,13 @@ class Decoder:
             self._gathered[:n_bytes] = rest
         self._begin, self._end = 0, n_bytes
 
-    def _read_frames(self) -> Generator[int, Buffer, None]:
-        """Ask for the bytes of the next part; it is valid until the one after is asked for."""
-        while True:
-            messages = yield from _read_frame()
-            self._messages += messages  # only now: they may have been taken meanwhile
-            del messages  # nothing of a frame is kept while the next one is waited for
+
+# Not a method: a generator that holds its decoder would leave both, and what was received, to the
+# garbage collector, which seldom comes.
+def _read_frames(into: list[Message]) -> Generator[int, Buffer, None]:
+    """Ask for the bytes of the next part; it is valid until the one after is asked for."""
+    while True:
+        into += yield from _read_frame()
 
 
 def _read_frame() -> Generator[int, Buffer, list[Message]]:
