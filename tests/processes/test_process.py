@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -23,6 +24,20 @@ from mlserve.processes.parent import inherit
 def main():
     inherited = inherit()
     {body}
+"""
+
+
+PARENT = """
+import asyncio, os
+from mlserve.processes.process import ChildProcess
+
+async def main():
+    child = ChildProcess(lambda received: None)
+    await child.run("a_program", b"", [], os.environ)
+    await child.exited
+    await child.end()
+
+asyncio.run(main())
 """
 
 
@@ -68,6 +83,39 @@ def test_how_a_process_has_ended_is_known(
         return await child.exited
 
     assert run(scenario) == code
+
+
+@pytest.mark.slow
+def test_a_process_runs_with_the_options_of_the_interpreter_that_starts_it(
+    module: Callable[[str], str],
+) -> None:
+    module("print(sys.flags.optimize, sys.flags.dev_mode, 'error::UserWarning' in sys.warnoptions)")
+    options = [["-O", "-X", "dev", "-W", "error::UserWarning"], []]
+
+    printed = [
+        subprocess.run(
+            [sys.executable, *given, "-c", PARENT], capture_output=True, text=True, check=True
+        ).stdout
+        for given in options
+    ]
+
+    assert printed == ["1 True True\n", "0 False False\n"]
+
+
+@pytest.mark.slow
+def test_what_lies_in_the_working_directory_is_imported_by_no_process(
+    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "random.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(folder)
+
+    async def scenario(child: ChildProcess) -> int:
+        await child.run(module("import random; random.random()"), b"", [], os.environ)
+        return await child.exited
+
+    assert run(scenario) == 0
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ class ChildProcess:
             process = subprocess.Popen(  # noqa: S603 - our own program
                 # Not with `-m`: the module would be `__main__`, also in the log.
                 # With `-P`, as what lies in the working directory may be called like a library.
-                [sys.executable, "-P", "-c", f"from {module} import main; main()"]
+                [sys.executable, *_interpreter_options(), "-P", "-c"]
+                + [f"from {module} import main; main()"]
                 + [str(number) for number in (os.getpid(), *fds)],
                 pass_fds=fds,
                 env=dict(environment),
@@ -220,3 +221,10 @@ class ChildProcess:
     def __repr__(self) -> str:
         state = "alive" if self.is_alive else "ended"
         return f"<ChildProcess {self.pid} {state}>"
+
+
+def _interpreter_options() -> list[str]:
+    """Give the options that this interpreter was started with, such as `-O`, `-W` and `-X`."""
+    module: Any = subprocess
+    options: list[str] = module._args_from_interpreter_flags()  # noqa: SLF001 - as `multiprocessing`
+    return options
