@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.huggingface.tiny_models import tiny_classifier, tiny_encoder
+from tests.huggingface.tiny_models import tiny_classifier, tiny_encoder, tiny_ranker, tiny_tagger
 
 
 @pytest.fixture
@@ -16,6 +16,16 @@ def classifier(tmp_path: Path) -> Path:
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     return tiny_encoder(tmp_path / "encoder")
+
+
+@pytest.fixture
+def tagger(tmp_path: Path) -> Path:
+    return tiny_tagger(tmp_path / "tagger")
+
+
+@pytest.fixture
+def ranker(tmp_path: Path) -> Path:
+    return tiny_ranker(tmp_path / "ranker")
 
 
 @pytest.fixture

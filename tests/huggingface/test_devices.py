@@ -5,12 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlserve.handler import Context
 from mlserve.huggingface import TextClassification, TextEmbedding
 from mlserve.huggingface._devices import (
     available_cores,
     encoder_batching,
     encoder_replicas,
+    image_batching,
+    place,
     resolve_dtype,
+    to_device,
 )
 
 
@@ -39,6 +43,56 @@ def test_the_budget_of_padded_tokens_is_larger_on_cuda(n_cuda: int, budget: int)
     batching = encoder_batching(n_cuda)
 
     assert (batching.max_cost, batching.padded, batching.max_size) == (budget, True, 64)
+
+
+def test_images_are_batched_by_number_and_more_of_them_on_cuda() -> None:
+    cpu, cuda = image_batching(0), image_batching(1)
+
+    assert cpu.max_cost is None
+    assert cuda.max_cost is None
+    assert cpu.max_size < cuda.max_size
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float32), ((9, 0), torch.bfloat16)]
+)
+def test_a_replica_asks_its_own_cuda_device_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    facts = {torch.device("cuda:1"): capability}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", facts.__getitem__)
+
+    placed = place(Context(device="cuda:1", threads=1), "auto")
+
+    assert placed == (torch.device("cuda:1"), dtype)
+
+
+def test_copies_to_cuda_start_in_page_locked_memory_and_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pinned, copies = torch.ones(2), []
+
+    def note_copy(tensor: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        copies.append((tensor, device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned)
+    monkeypatch.setattr(torch.Tensor, "to", note_copy)
+
+    to_device({"input_ids": torch.zeros(2)}, torch.device("cuda:0"))
+
+    assert [(copy[0] is pinned, *copy[1:]) for copy in copies] == [
+        (True, torch.device("cuda:0"), True)
+    ]
+
+
+def test_nothing_is_pinned_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned.append)
+    tensor = torch.zeros(2)
+
+    assert to_device({"input_ids": tensor}, torch.device("cpu"))["input_ids"] is tensor
+    assert pinned == []
 
 
 @given(n_cores=st.integers(min_value=0, max_value=512))

@@ -1,6 +1,7 @@
 """Tokenising, padding and limits, on tiny models."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.huggingface.tiny_models import (
     MAX_POSITIONS,
     edit_json,
     loaded,
+    run,
     save,
     tiny_config,
     tiny_encoder,
@@ -18,11 +20,12 @@ from tests.huggingface.tiny_models import (
 
 from mlserve.errors import ConfigurationError, InvalidInputError
 from mlserve.handler import Context
-from mlserve.huggingface import EmbeddingRequest, TextEmbedding
+from mlserve.huggingface import EmbeddingRequest, TextClassification, TextEmbedding
 from mlserve.huggingface._encoder import (
     Tokens,
     n_positions,
     pad_batch,
+    padded_batches,
     resolve_max_length,
 )
 from mlserve.tasks.text import MAX_CHARACTERS
@@ -43,6 +46,20 @@ def test_padding_keeps_each_text_and_fills_up_the_rest(batch: list[list[int]], p
         [1] * len(row) + [0] * (longest - len(row)) for row in batch
     ]
     assert {tensor.dtype for tensor in arguments.values()} == {torch.int64}
+
+
+@given(lengths=st.lists(st.integers(1, 600), max_size=40), budget=st.integers(1, 4_096))
+def test_batches_hold_each_text_once_and_keep_to_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    batches = padded_batches(lengths, budget)
+
+    assert sorted(at for batch in batches for at in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[at] for at in batch)
+        assert len(batch) == 1 or longest * len(batch) <= budget
+    ordered = [lengths[at] for batch in batches for at in batch]
+    assert ordered == sorted(lengths, reverse=True)
 
 
 def test_models_without_segments_get_none() -> None:
@@ -188,6 +205,44 @@ def test_the_device_is_the_contexts(encoder: Path) -> None:
     handler.load()
 
     assert handler.encoder.model.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("handler", [TextEmbedding, TextClassification])
+def test_a_compiled_model_is_what_runs_and_takes_any_shape(
+    classifier: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handler: type[TextEmbedding | TextClassification],
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    n_runs = 0
+
+    def fake_compile(model: torch.nn.Module, *, dynamic: bool) -> Any:
+        assert dynamic
+        compiled.append(model)
+
+        def run_it(**arguments: torch.Tensor) -> Any:
+            nonlocal n_runs
+            n_runs += 1
+            return model(**arguments)
+
+        return run_it
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    tiny = loaded(handler(classifier, compile=True))
+
+    assert run(tiny, tiny.examples())
+    assert compiled == [tiny.encoder.model]
+    assert n_runs == 1
+
+
+def test_nothing_is_compiled_unless_asked_for(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch, "compile")
+
+    handler = loaded(TextEmbedding(encoder))
+
+    assert run(handler, handler.examples())
 
 
 def test_the_tokenizer_of_the_tests_is_a_real_one() -> None:

@@ -11,6 +11,7 @@ from tokenizers.models import WordPiece
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,7 +32,9 @@ def tiny_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     options = {**names, **settings}
@@ -69,6 +72,19 @@ def tiny_classifier(folder: Path, **settings: Any) -> Path:
 def tiny_encoder(folder: Path, **settings: Any) -> Path:
     torch.manual_seed(7)
     return save(BertModel(tiny_config(**settings)), folder)
+
+
+def tiny_tagger(folder: Path, **settings: Any) -> Path:
+    torch.manual_seed(9)
+    labels = {0: "O", 1: "B-PER", 2: "I-PER", 3: "LOC"}
+    settings = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}, **settings}
+    return save(BertForTokenClassification(tiny_config(**settings)), folder)
+
+
+def tiny_ranker(folder: Path, **settings: Any) -> Path:
+    torch.manual_seed(7)
+    settings = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, **settings}
+    return save(BertForSequenceClassification(tiny_config(**settings)), folder)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -22,14 +22,28 @@ from mlserve.huggingface.classification import (
     TextClassification,
 )
 from mlserve.huggingface.embedding import Embedding, EmbeddingRequest, TextEmbedding
+from mlserve.huggingface.reranking import Ranking, Reranking, RerankingRequest
+from mlserve.huggingface.token_classification import (
+    Entities,
+    Entity,
+    TokenClassification,
+    TokenClassificationRequest,
+)
 
 __all__ = [
     "Classification",
     "ClassificationRequest",
     "Embedding",
     "EmbeddingRequest",
+    "Entities",
+    "Entity",
     "LabelScore",
+    "Ranking",
+    "Reranking",
+    "RerankingRequest",
     "TextClassification",
     "TextEmbedding",
+    "TokenClassification",
+    "TokenClassificationRequest",
     "samples",
 ]

@@ -40,7 +40,10 @@ FIXED_KWARGS = frozenset(
 )
 # Where weights that are split over several files say in which file each one is.
 INDEX_FILE = "model.safetensors.index.json"
+CODE_KEYS = ("auto_map", "custom_pipelines")
 KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation"})
+# What transformers reads beside the weights, and where code may be named.
+SETTINGS_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 # transformers changes state of the whole process while it loads (default dtype, weight
 # initialisation, and here its log level), so replicas take turns.
@@ -80,16 +83,16 @@ def refuse_unsafe(name: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         name: What to call the model in the message.
-        settings: What its `config.json` or `tokenizer_config.json` holds.
+        settings: What its `config.json` or one of the files beside it holds.
 
     Raises:
         ConfigurationError: If it names custom code, a kernel on the hub, or weights that are not
             safetensors.
     """
     for part in _mappings(settings):
-        if part.get("auto_map"):
+        if key := next((key for key in CODE_KEYS if part.get(key)), None):
             raise ConfigurationError(
-                f"Model {name!r} brings Python code of its own (`auto_map` in its configuration),"
+                f"Model {name!r} brings Python code of its own (`{key}` in its configuration),"
                 " and such code is never run. Use a model whose architecture is part of"
                 " transformers, or write a `ModelHandler` that loads it."
             )
@@ -184,7 +187,8 @@ class Checkpoint:
         dtype: torch.dtype,
         device: torch.device,
         optional_weights: Sequence[str] = (),
-    ) -> tuple[Any, Any]:
+        readers: Sequence[Any] = (AutoTokenizer,),
+    ) -> tuple[Any, ...]:
         """
         Check the model and open it. Runs in the replica's thread; replicas take turns.
 
@@ -193,9 +197,11 @@ class Checkpoint:
             dtype: The weights' dtype.
             device: Where the weights go, unless `model_kwargs` holds a `device_map`.
             optional_weights: Prefixes of weights that may be missing, since they are not used.
+            readers: The classes that open what turns requests into inputs, such as
+                `transformers.AutoImageProcessor`.
 
         Returns:
-            The tokenizer and the model, in evaluation mode.
+            What each of `readers` opened, and last the model, in evaluation mode.
 
         Raises:
             ConfigurationError: If the model is unsafe, incomplete or cannot be found.
@@ -205,8 +211,11 @@ class Checkpoint:
                 self._check()
                 shared = {"revision": self.revision or "main", "trust_remote_code": False}
                 config = AutoConfig.from_pretrained(self.source, **shared)
-                tokenizer = AutoTokenizer.from_pretrained(self.source, config=config, **shared)
-                self._refuse_empty(tokenizer)
+                opened = [
+                    reader.from_pretrained(self.source, config=config, **shared)
+                    for reader in readers
+                ]
+                self._refuse_empty(opened)
                 model, report = auto_class.from_pretrained(
                     self.source,
                     config=config,
@@ -221,8 +230,9 @@ class Checkpoint:
             except (OSError, ValueError) as exc:
                 raise ConfigurationError(
                     f"Model {self.name!r} cannot be opened: it must have a configuration that"
-                    " transformers knows, a tokenizer, and weights as safetensors. Other weight"
-                    " files, such as pickles ending in `.bin`, are never read."
+                    " transformers knows, a tokenizer or image processor as its task needs, and"
+                    " weights as safetensors. Other weight files, such as pickles ending in"
+                    " `.bin`, are never read."
                 ) from exc
         missing = [
             key for key in report["missing_keys"] if not key.startswith(tuple(optional_weights))
@@ -234,12 +244,13 @@ class Checkpoint:
             )
         if "device_map" not in self.model_kwargs:
             model.to(device)
-        return tokenizer, model.eval()
+        return *opened, model.eval()
 
     def _check(self) -> None:
         settings, _ = PreTrainedConfig.get_config_dict(self.source, revision=self.revision)
         refuse_unsafe(self.name, settings)
-        refuse_unsafe(self.name, self.read_json("tokenizer_config.json"))
+        for filename in SETTINGS_FILES:
+            refuse_unsafe(self.name, self.read_json(filename))
         weights = str(settings.get("transformers_weights") or INDEX_FILE)
         index = self.read_json(weights) if weights.endswith(".json") else {}
         for part in dict(index.get("weight_map") or {}).values():
@@ -250,14 +261,15 @@ class Checkpoint:
                 " Merge it into its base model and save that."
             )
 
-    def _refuse_empty(self, tokenizer: Any) -> None:
+    def _refuse_empty(self, opened: Sequence[Any]) -> None:
         # Without any file, transformers makes a tokenizer that reads every word as unknown.
-        names = tokenizer.vocab_files_names.values()
-        if names and not any(self._locate(name) for name in names):
-            raise ConfigurationError(
-                f"Model {self.name!r} has no vocabulary; one of these files must lie beside its"
-                f" weights: {', '.join(f'`{name}`' for name in names)}."
-            )
+        for reader in opened:
+            names = getattr(reader, "vocab_files_names", {}).values()
+            if names and not any(self._locate(name) for name in names):
+                raise ConfigurationError(
+                    f"Model {self.name!r} has no vocabulary; one of these files must lie beside"
+                    f" its weights: {', '.join(f'`{name}`' for name in names)}."
+                )
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.name} {self.dtype}>"

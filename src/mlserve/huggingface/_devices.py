@@ -1,13 +1,26 @@
-"""What an encoder runs with on a device: dtype, batching and replicas. Pure functions."""
+"""What an encoder runs with on a device: dtype, batching and replicas, and the way to it."""
 
 import os
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
+from mlserve.handler import Context
 from mlserve.settings import Batching, Replicas
 
-__all__ = ["Dtype", "available_cores", "encoder_batching", "encoder_replicas", "resolve_dtype"]
+__all__ = [
+    "Dtype",
+    "available_cores",
+    "encoder_batching",
+    "encoder_replicas",
+    "image_batching",
+    "padded_budget",
+    "place",
+    "resolve_dtype",
+    "to_device",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -25,6 +38,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def padded_budget(n_cuda: int) -> int:
+    """Choose how many padded tokens a batch has at most; see `encoder_batching`."""
+    return 16_384 if n_cuda else 2_048
+
+
 def encoder_batching(n_cuda: int) -> Batching:
     """
     Choose how encoders batch by default.
@@ -35,7 +53,19 @@ def encoder_batching(n_cuda: int) -> Batching:
     Args:
         n_cuda: How many CUDA devices there are.
     """
-    return Batching(max_size=64, max_cost=16_384 if n_cuda else 2_048, padded=True)
+    return Batching(max_size=64, max_cost=padded_budget(n_cuda), padded=True)
+
+
+def image_batching(n_cuda: int) -> Batching:
+    """
+    Choose how models of images batch by default: by number, since images have one size.
+
+    On a CPU one image keeps a core busy, so larger batches would only make the first ones wait.
+
+    Args:
+        n_cuda: How many CUDA devices there are.
+    """
+    return Batching(max_size=64 if n_cuda else 8)
 
 
 def encoder_replicas(n_cuda: int, n_cores: int) -> Replicas:
@@ -75,3 +105,34 @@ def resolve_dtype(
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }[dtype]
+
+
+def place(context: Context, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """
+    Choose device and dtype of a replica. Runs in the replica's thread.
+
+    On CPU, sets torch's compute threads to `context.threads` where given; torch keeps that number
+    for the whole process.
+
+    Args:
+        context: The replica's.
+        dtype: One of `Dtype`.
+    """
+    device = torch.device(context.device)
+    if device.type == "cpu" and context.threads is not None:
+        torch.set_num_threads(context.threads)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return device, resolve_dtype(dtype, device.type, capability)
+
+
+def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """
+    Copy tensors to the device; on CUDA from page-locked memory, so that no copy is waited for.
+
+    What is queued on the device after the copies still sees them done.
+    """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()
+    }

@@ -11,10 +11,10 @@ from torch import Tensor
 from mlserve.errors import ConfigurationError, InvalidInputError
 from mlserve.handler import Context
 from mlserve.huggingface._checkpoint import Checkpoint
-from mlserve.huggingface._devices import resolve_dtype
+from mlserve.huggingface._devices import place, to_device
 from mlserve.observability.loggers import get_logger
 
-__all__ = ["Encoder", "Tokens", "pad_batch", "resolve_max_length"]
+__all__ = ["Encoder", "Tokens", "pad_batch", "padded_batches", "resolve_max_length"]
 
 logger = get_logger(__name__)
 
@@ -74,15 +74,40 @@ def n_positions(model: torch.nn.Module) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def pad_batch(batch: Sequence[Tokens], *, pad_id: int, pin: bool = False) -> dict[str, Tensor]:
+def padded_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """
+    Divide texts into batches of similar length, each within a budget of padded tokens. Pure.
+
+    Args:
+        lengths: The texts' lengths in tokens.
+        budget: How many tokens a batch has at most once padded; a text that alone exceeds it is a
+            batch by itself.
+
+    Returns:
+        Positions in `lengths`, each once, the longest first.
+
+    Example:
+        >>> padded_batches([3, 9, 4, 8], budget=18)
+        [[1, 3], [2, 0]]
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batches and longest * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            longest = lengths[position]
+    return batches
+
+
+def pad_batch(batch: Sequence[Tokens], *, pad_id: int) -> dict[str, Tensor]:
     """
     Pad texts on the right to the longest of them.
 
     Args:
         batch: At least one tokenised text.
         pad_id: The id that fills up `input_ids`.
-        pin: Whether to put the tensors into page-locked memory, from where copies to a CUDA device
-            need not be waited for.
 
     Returns:
         The model's arguments, each int64 of shape (batch, longest): `input_ids`,
@@ -105,8 +130,6 @@ def pad_batch(batch: Sequence[Tokens], *, pad_id: int, pin: bool = False) -> dic
     }
     if batch[0].type_ids is not None:
         arguments["token_type_ids"] = padded([tokens.type_ids or [] for tokens in batch], 0)
-    if pin:
-        return {name: tensor.pin_memory() for name, tensor in arguments.items()}
     return arguments
 
 
@@ -122,6 +145,7 @@ class Encoder:
         auto_class: The class that opens it, such as `transformers.AutoModel`.
         max_length: Longer texts are cut to this many tokens; `None` = as long as the model takes.
         optional_weights: Prefixes of weights that may be missing, since they are not used.
+        compile: Whether to have `torch.compile` make faster code of the model, for any shape.
 
     Raises:
         ConfigurationError: If `max_length` is not a positive whole number.
@@ -134,6 +158,7 @@ class Encoder:
         *,
         max_length: int | None = None,
         optional_weights: Sequence[str] = (),
+        compile: bool = False,  # noqa: A002 - as torch has it
     ) -> None:
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ConfigurationError(
@@ -146,11 +171,12 @@ class Encoder:
         """The transformers model in evaluation mode; `None` unless loaded."""
         self.max_length = max_length
         """The longest input in tokens; known once loaded."""
+        self._run: Any = None
+        self._compile = compile
         self._asked_max_length = max_length
         self._auto_class = auto_class
         self._optional_weights = optional_weights
         self._pad_id = 0
-        self._n_special = 0
         self._n_vocabulary: int | None = None
         self._type_ids = False
 
@@ -164,16 +190,14 @@ class Encoder:
         Raises:
             ConfigurationError: If the model is unsafe, incomplete or not of a fitting kind.
         """
-        device = torch.device(context.device)
-        if device.type == "cpu" and context.threads is not None:
-            torch.set_num_threads(context.threads)
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        dtype = resolve_dtype(self.checkpoint.dtype, device.type, capability)
+        device, dtype = place(context, self.checkpoint.dtype)
         context.progress(0.1, "reading the tokenizer and the weights")
         self.tokenizer, self.model = self.checkpoint.load(
             self._auto_class, dtype=dtype, device=device, optional_weights=self._optional_weights
         )
         self._read_facts()
+        # Texts have all lengths, so a compiled model must not be one for each of them.
+        self._run = torch.compile(self.model, dynamic=True) if self._compile else self.model
         context.progress(1.0)
         logger.info(
             "encoder.load.completed",
@@ -193,40 +217,82 @@ class Encoder:
             positions=n_positions(self.model),
             advised=(tokenizer.model_max_length, advice),
         )
-        self._n_special = tokenizer.num_special_tokens_to_add()
-        if self.max_length <= self._n_special:
+        n_special = tokenizer.num_special_tokens_to_add()
+        if self.max_length <= n_special:
             raise ConfigurationError(
-                f"`max_length` must be more than the {self._n_special} special tokens that the"
+                f"`max_length` must be more than the {n_special} special tokens that the"
                 f" tokenizer adds, got {self.max_length!r}."
             )
         self._pad_id = tokenizer.pad_token_id
         self._n_vocabulary = getattr(self.model.config, "vocab_size", None)
         self._type_ids = "token_type_ids" in tokenizer.model_input_names
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, second: str | None = None, *, param: str = "text") -> Tokens:
         """
-        Turn a text into at most `max_length` tokens, without padding.
+        Turn a text, or two that the model reads together, into at most `max_length` tokens.
+
+        Nothing is padded. Of two texts the longer one is cut.
+
+        Args:
+            text: The text, or the first of two.
+            second: The second text.
+            param: What the text is called in the request; of two, the second.
 
         Raises:
             InvalidInputError: If the text has no token, is not valid Unicode, or holds a token
                 that the model does not know.
         """
+        encoded = self._encode(text, second, param=param, return_attention_mask=False)
+        return Tokens(encoded["input_ids"], encoded["token_type_ids"] if self._type_ids else None)
+
+    def tokenize_with_spans(self, text: str) -> tuple[Tokens, list[tuple[int, int] | None], bool]:
+        """
+        Turn a text into tokens, as `tokenize` does, and say where in the text each one stands.
+
+        Returns:
+            The tokens; for each the characters from start to end (not included), or `None` for
+            special tokens; and whether the text was cut.
+
+        Raises:
+            InvalidInputError: As for `tokenize`.
+        """
+        encoded = self._encode(
+            text,
+            None,
+            param="text",
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        spans = [
+            None if is_special else (start, end)
+            for (start, end), is_special in zip(
+                encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+            )
+        ]
+        tokens = Tokens(encoded["input_ids"], encoded["token_type_ids"] if self._type_ids else None)
+        return tokens, spans, bool(encoded.encodings[0].overflowing)
+
+    def _encode(self, text: str, second: str | None, *, param: str, **options: Any) -> Any:
         try:
-            text.encode()
+            (text + (second or "")).encode()
         except UnicodeEncodeError:
-            raise InvalidInputError("`text` holds half a surrogate pair.", param="text") from None
+            raise InvalidInputError(
+                f"`{param}` holds half a surrogate pair.", param=param
+            ) from None
         encoded = self.tokenizer(
-            text, truncation=True, max_length=self.max_length, return_attention_mask=False
+            text, second, truncation=True, max_length=self.max_length, **options
         )
         ids = encoded["input_ids"]
-        if len(ids) <= self._n_special:
+        if len(ids) <= self.tokenizer.num_special_tokens_to_add(pair=second is not None):
             raise InvalidInputError(
-                "`text` holds nothing that the model reads; send at least one word.", param="text"
+                f"`{param}` holds nothing that the model reads; send at least one word.",
+                param=param,
             )
         # On CUDA an id without an embedding would end the device for every later request.
         if self._n_vocabulary is not None and max(ids) >= self._n_vocabulary:
-            raise InvalidInputError("`text` holds a token unknown to the model.", param="text")
-        return Tokens(ids, encoded["token_type_ids"] if self._type_ids else None)
+            raise InvalidInputError(f"`{param}` holds a token unknown to the model.", param=param)
+        return encoded
 
     def forward(self, batch: Sequence[Tokens]) -> tuple[Any, Tensor]:
         """
@@ -236,18 +302,13 @@ class Encoder:
             What the model returns, and the mask: 1 for a token, 0 for padding, int64, shape
             (batch, longest). Both are on the model's device.
         """
-        device = self.model.device
-        on_cuda = device.type == "cuda"
-        arguments = {
-            name: tensor.to(device, non_blocking=on_cuda)
-            for name, tensor in pad_batch(batch, pad_id=self._pad_id, pin=on_cuda).items()
-        }
-        return self.model(**arguments), arguments["attention_mask"]
+        arguments = to_device(pad_batch(batch, pad_id=self._pad_id), self.model.device)
+        return self._run(**arguments), arguments["attention_mask"]
 
     def unload(self) -> None:
         """Free the model and give its memory back to the device; does nothing when not loaded."""
         on_cuda = self.model is not None and self.model.device.type == "cuda"
-        self.tokenizer = self.model = None
+        self.tokenizer = self.model = self._run = None
         if on_cuda:
             torch.cuda.empty_cache()
 

@@ -27,6 +27,8 @@ __all__ = [
     "ClassificationRequest",
     "LabelScore",
     "TextClassification",
+    "check_top_k",
+    "classification_of",
     "scores_of",
 ]
 
@@ -47,7 +49,7 @@ class LabelScore(BaseModel):
 
 
 class Classification(BaseModel):
-    """A text's best label and, if the server was told to give them, the best few."""
+    """The best label and, if the server was told to give them, the best few."""
 
     label: str = Field(description="The label with the highest score.")
     score: float = Field(description="Its score.")
@@ -76,6 +78,35 @@ def scores_of(logits: Tensor, problem_type: str | None) -> Tensor:
     return logits.softmax(dim=-1)
 
 
+def classification_of(
+    scores: np.ndarray[Any, Any], labels: Mapping[int, str], top_k: int | None
+) -> Classification:
+    """
+    Make the response of a classifier.
+
+    Args:
+        scores: Of one input, float32, shape (labels,).
+        labels: The label of each position.
+        top_k: How many to give in `scores`; `None` = only the best one, without `scores`.
+    """
+    best = np.argsort(-scores, kind="stable")[: top_k or 1]
+    found = [LabelScore(label=labels[int(at)], score=float(scores[at])) for at in best]
+    return Classification(
+        label=found[0].label, score=found[0].score, scores=None if top_k is None else found
+    )
+
+
+def check_top_k(top_k: int | None) -> None:
+    """
+    Check how many labels a user wants.
+
+    Raises:
+        ConfigurationError: If it is neither `None` nor a positive whole number.
+    """
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise ConfigurationError(f"`top_k` must be a whole number of at least 1, got {top_k!r}.")
+
+
 class TextClassification(ModelHandler[ClassificationRequest, Classification]):
     """
     Serve a text classifier: a text becomes a label with a score.
@@ -93,6 +124,8 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
         top_k: How many labels to give in `scores`; `None` = only the best one, without `scores`.
         model_kwargs: Further arguments of `from_pretrained`, such as `attn_implementation`, or
             `quantization_config` with `device_map`.
+        compile: Whether `torch.compile` makes faster code of the model, which the first batches
+            of warm-up then wait for.
 
     Raises:
         ConfigurationError: If an argument is wrong or the folder does not exist, on creation; if
@@ -114,15 +147,16 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
         max_length: int | None = None,
         top_k: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        compile: bool = False,  # noqa: A002 - as torch has it
     ) -> None:
-        if top_k is not None and (type(top_k) is not int or top_k < 1):
-            raise ConfigurationError(
-                f"`top_k` must be a whole number of at least 1, got {top_k!r}."
-            )
+        check_top_k(top_k)
         self.top_k = top_k
         checkpoint = Checkpoint(model, revision=revision, dtype=dtype, model_kwargs=model_kwargs)
         self.encoder = Encoder(
-            checkpoint, AutoModelForSequenceClassification, max_length=max_length
+            checkpoint,
+            AutoModelForSequenceClassification,
+            max_length=max_length,
+            compile=compile,
         )
         """The tokenizer and the model."""
 
@@ -172,14 +206,7 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
 
     def postprocess(self, output: np.ndarray[Any, Any]) -> Classification:
         """Make the response: the best label, and the `top_k` best where asked for."""
-        labels = self.encoder.model.config.id2label
-        best = np.argsort(-output, kind="stable")[: self.top_k or 1]
-        scores = [LabelScore(label=labels[int(at)], score=float(output[at])) for at in best]
-        return Classification(
-            label=scores[0].label,
-            score=scores[0].score,
-            scores=None if self.top_k is None else scores,
-        )
+        return classification_of(output, self.encoder.model.config.id2label, self.top_k)
 
     def unload(self) -> None:
         """Free the model."""

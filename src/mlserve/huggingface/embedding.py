@@ -82,6 +82,8 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
         normalize: Whether to scale vectors to length 1, so that a dot product is the cosine.
         model_kwargs: Further arguments of `from_pretrained`, such as `attn_implementation`, or
             `quantization_config` with `device_map`.
+        compile: Whether `torch.compile` makes faster code of the model, which the first batches
+            of warm-up then wait for.
 
     Raises:
         ConfigurationError: If an argument is wrong or the folder does not exist, on creation; if
@@ -104,6 +106,7 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
         pooling: Literal["mean", "cls"] = "mean",
         normalize: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
+        compile: bool = False,  # noqa: A002 - as torch has it
     ) -> None:
         if pooling not in POOLINGS:
             raise ConfigurationError(f"`pooling` must be 'mean' or 'cls', got {pooling!r}.")
@@ -112,7 +115,11 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
         checkpoint = Checkpoint(model, revision=revision, dtype=dtype, model_kwargs=model_kwargs)
         # The pooler sits on top of the hidden states that are used here, so it may be missing.
         self.encoder = Encoder(
-            checkpoint, AutoModel, max_length=max_length, optional_weights=("pooler.",)
+            checkpoint,
+            AutoModel,
+            max_length=max_length,
+            optional_weights=("pooler.",),
+            compile=compile,
         )
         """The tokenizer and the model."""
 
