@@ -87,6 +87,32 @@ def test_a_record_whose_arguments_do_not_fit_arrives_all_the_same(
     assert link.sent[0]["msg"] == "Seen %d. (TypeError in its arguments)"
 
 
+class Unreadable(str):
+    """A message that has no text at all."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise ValueError("It has no text.")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"name": "tests.far", "msg": Unreadable("Seen %d."), "args": ("nothing",)},
+        {"name": threading.Lock(), "msg": "Seen."},  # which cannot be pickled
+    ],
+)
+def test_a_record_that_cannot_be_sent_at_all_is_reported_and_raises_nothing_where_it_was_logged(
+    log: logging.Logger, link: FakeLink, capsys: pytest.CaptureFixture[str], facts: dict[str, Any]
+) -> None:
+    log.handle(logging.makeLogRecord({"levelno": logging.WARNING} | facts))
+    log.info("After.")
+
+    assert [sent["msg"] for sent in link.sent] == ["After."]
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 def test_records_that_come_too_fast_are_counted_and_dropped(
     log: logging.Logger, link: FakeLink
 ) -> None:

@@ -38,14 +38,17 @@ class LinkHandler(logging.Handler):
             logging.getLogger(name or None).setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record, as text where it would not survive the way."""
+        """Send a record, as text where it would not survive the way. Raises nothing."""
         if self._link.is_congested:
             self._n_dropped += 1
             return
-        if self._n_dropped:
-            self._send(_note_on(self._n_dropped))
-            self._n_dropped = 0
-        self._send(record)
+        try:
+            if self._n_dropped:
+                self._send(_note_on(self._n_dropped))
+                self._n_dropped = 0
+            self._send(record)
+        except Exception:  # noqa: BLE001 - a handler's code must not fail as it has logged
+            self.handleError(record)
 
     def _send(self, record: logging.LogRecord) -> None:
         try:
