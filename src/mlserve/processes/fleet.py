@@ -37,6 +37,7 @@ _WATCH_S = 0.1
 _AWAY_S = 1.0
 _SCALE_S = 1.0
 _INTRODUCE_S = 0.5
+_WARN_S = 60.0
 _STREAM_GRACE_S = 30.0  # as long as Kubernetes leaves a pod that is to end
 _MAX_LOST = 3
 
@@ -279,9 +280,17 @@ class Fleet:
         try:
             self._listeners[index].replica_up(keeper.number, keeper.process.introduce(index))
         except OSError as exc:  # one of them has just ended, or there is no further descriptor
-            logger.warning("replica.introduce.failed", exc_info=exc)
+            self._warn_of_refusal(keeper, exc)
         else:
             keeper.introduced.add(index)
+
+    def _warn_of_refusal(self, keeper: Keeper, error: OSError) -> None:
+        """Log now and then that a replica could not be connected: it is tried again and again."""
+        now = self._clock()
+        if now - keeper.warned_at >= _WARN_S:
+            keeper.warned_at = now
+            extra = {"model": self._spec.name, "replica": keeper.number}
+            logger.warning("replica.introduce.failed", exc_info=error, extra=extra)
 
     def _ask_for_health(self, keeper: Keeper) -> None:
         if self._health_period_s is not None and keeper.process is not None:

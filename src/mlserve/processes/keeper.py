@@ -102,6 +102,8 @@ class Keeper:
         """The HTTP processes that its process is connected with."""
         self.n_lost: Counter[int] = Counter()
         """How often the way from an HTTP process to its process has ended."""
+        self.warned_at = -math.inf
+        """When it was last logged that an HTTP process could not be connected with its process."""
         self.first_load: asyncio.Future[int]
         """With how many examples it was warmed up, once it was loaded for the first time."""
         self._owner = owner
