@@ -192,5 +192,5 @@ class Host:
             self._streams.add(job)
             self._streamed.clear()
         self._answered.clear()
-        guest: Guest = job.owner  # type: ignore[assignment]  # who else
+        guest: Guest = job.requester  # type: ignore[assignment]  # who else
         guest.begin(job)

@@ -28,7 +28,7 @@ ResultT = TypeVar("ResultT")
 _SLACK_S = 1.0
 
 
-class Owner(Protocol):
+class Requester(Protocol):
     """The HTTP process of a request, as its replica sees it."""
 
     def answer(self, job: "HostedJob", value: Any, error: BaseException | None) -> None:
@@ -43,7 +43,7 @@ class HostedJob(Job):
     A request of an HTTP process.
 
     Args:
-        owner: That process.
+        requester: That process.
         number: The request's number there.
         slot: Which of that process's marks is its own.
         call: What the hooks may know of it.
@@ -53,11 +53,11 @@ class HostedJob(Job):
         priority: 0 is served first.
     """
 
-    __slots__ = ("is_alone", "is_stream", "number", "owner", "slot")
+    __slots__ = ("is_alone", "is_stream", "number", "requester", "slot")
 
     def __init__(
         self,
-        owner: Owner,
+        requester: Requester,
         number: int,
         slot: int,
         call: Call,
@@ -68,7 +68,7 @@ class HostedJob(Job):
         priority: int,
     ) -> None:
         super().__init__(None, call, timeout_s=timeout_s, priority=priority)
-        self.owner = owner
+        self.requester = requester
         self.number = number
         self.slot = slot
         self.is_stream = is_stream
@@ -76,21 +76,21 @@ class HostedJob(Job):
 
     def mark(self, mark: Mark) -> None:
         """Say on the board where it is. Any thread."""
-        self.owner.mark(self, mark)
+        self.requester.mark(self, mark)
 
     def result(self, value: Any) -> None:
         """Hand over the response; a stream's goes to its channel."""
         if self.is_stream:
             super().result(value)
         else:
-            self.owner.answer(self, value, None)
+            self.requester.answer(self, value, None)
 
     def fail(self, error: BaseException) -> None:
         """Hand over the error; a stream's goes to its channel."""
         if self.is_stream:
             super().fail(error)
         else:
-            self.owner.answer(self, None, error)
+            self.requester.answer(self, None, error)
 
 
 class Watch:
