@@ -41,7 +41,7 @@ class Held(ModelHandler[str, str]):
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
     """Give a handler class for one test; `unload` has little time."""
-    monkeypatch.setattr("mlserve.engine._UNLOAD_S", UNLOAD_S)
+    monkeypatch.setattr("mlserve.engine.UNLOAD_S", UNLOAD_S)
     may_go = threading.Event()
     yield type("HeldHere", (Held,), {"may_go": may_go, "events": []})
     may_go.set()

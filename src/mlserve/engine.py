@@ -25,7 +25,7 @@ from mlserve.errors import (
 from mlserve.execution.worker import TaskSet
 from mlserve.job import FutureSink, Job
 from mlserve.lane import Lane
-from mlserve.lifecycle import Lifecycle, ModelState
+from mlserve.lifecycle import UNLOAD_S, Lifecycle, ModelState
 from mlserve.observability.loggers import get_logger
 from mlserve.placement import ThreadPlacement
 from mlserve.processes.lane import RemoteLane
@@ -37,8 +37,6 @@ from mlserve.streaming import Channel, ChannelSink, ModelStream
 __all__ = ["Engine"]
 
 logger = get_logger(__name__)
-
-_UNLOAD_S = 5.0
 
 
 class Engine:
@@ -102,7 +100,7 @@ class Engine:
             if self.lifecycle.can_move(ModelState.FAILED):  # else it is shutting down
                 self.lifecycle.move(ModelState.FAILED, f"loading failed with {type(exc).__name__}")
             logger.critical("model.load.failed", exc_info=exc, extra=self._about())
-            await self._close(self._lane, _UNLOAD_S)
+            await self._close(self._lane, UNLOAD_S)
             raise
         if n_examples == 0:
             logger.warning("Model %s has no `examples`: nothing was warmed up.", self.spec.name)
@@ -183,7 +181,7 @@ class Engine:
                 await new.start(_nothing, self._load_timeout_s)
                 self._require_reloadable()  # it may have been shut down meanwhile
             except BaseException:
-                await self._close(new, _UNLOAD_S)
+                await self._close(new, UNLOAD_S)
                 raise
             self._lane = new
             new.watch_health(self._health_period_s)
@@ -336,7 +334,7 @@ class Engine:
         with suppress(TimeoutError):  # a stream that was never closed, or a hook that hangs
             async with asyncio.timeout(max(limits.timeout_s, limits.stream_timeout_s)):
                 await lane.wait_idle()
-        await self._close(lane, _UNLOAD_S)
+        await self._close(lane, UNLOAD_S)
 
     async def _close(self, lane: Lane | RemoteLane, timeout_s: float) -> None:
         """Unload a lane's replicas; a hook that does not return by then is left alone."""
@@ -352,7 +350,7 @@ class Engine:
         """Say how long a lane's hooks, then `unload`, may take at the shutdown, in seconds."""
         # Hooks that serve have what is left of the drain; a `load` that runs has nothing to finish.
         left_s = drain_s - (self.clock() - self._draining_since) if lane.n_serving else 0.0
-        return max(left_s, min(drain_s, _UNLOAD_S), 1.0)
+        return max(left_s, min(drain_s, UNLOAD_S), 1.0)
 
     def _note_warming(self) -> None:
         if self.lifecycle.state is ModelState.LOADING:

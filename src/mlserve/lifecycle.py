@@ -9,7 +9,10 @@ The states of a model and which may follow which. Pure: no clock, no thread, no 
 
 from enum import StrEnum
 
-__all__ = ["Lifecycle", "ModelState"]
+__all__ = ["UNLOAD_S", "Lifecycle", "ModelState"]
+
+UNLOAD_S = 5.0
+"""How long `unload` may take, in seconds, once no other hook runs."""
 
 
 class ModelState(StrEnum):

@@ -184,7 +184,7 @@ def test_where_requests_were_is_seen_before_the_next_replica_takes_over_their_ma
 def test_a_replica_whose_socket_somebody_else_holds_is_replaced_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mlserve.processes.client._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("mlserve.processes.client.LAST_WORDS_S", 0.05)
 
     async def script(scene: Scene) -> None:
         await scene.submit("waiting")

@@ -105,7 +105,7 @@ def test_unload_is_called_once_at_the_end(notes: Path) -> None:
 def test_an_unload_that_hangs_holds_the_end_up_no_longer_than_it_may(
     notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlserve.engine._UNLOAD_S", 0.3)
+    monkeypatch.setattr("mlserve.engine.UNLOAD_S", 0.3)
     handler = partial(Noting, notes, unload="hang")
     with served(handler, settings=ServerSettings(drain_s=0.3)) as model:
         pid = int(model.ask(""))

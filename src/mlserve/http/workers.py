@@ -19,6 +19,7 @@ from mlserve.execution.worker import TaskSet
 from mlserve.http.found import Find
 from mlserve.http.runner import STARTUP_FAILURE, STOPPING, configure_logging
 from mlserve.http.tally import Tally
+from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.log_queue import queued_logging
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -33,7 +34,6 @@ __all__ = ["WorkerBoot", "run_workers"]
 
 logger = get_logger(__name__)
 
-_UNLOAD_S = 5.0
 _HURRIED_UNLOAD_S = 1.0
 _MAX_MISSED_BEATS = 30
 _STABLE_S = 60.0
@@ -282,7 +282,7 @@ class _Supervisor:
                 worker.look()
 
     async def _close_fleets(self) -> None:
-        unload_s = max(_HURRIED_UNLOAD_S, min(self._settings.drain_s, _UNLOAD_S))
+        unload_s = max(_HURRIED_UNLOAD_S, min(self._settings.drain_s, UNLOAD_S))
         if self._n_signals > 1:
             unload_s = _HURRIED_UNLOAD_S
         await asyncio.gather(*(fleet.close(unload_s) for fleet in self._fleets))

@@ -19,7 +19,7 @@ from mlserve.processes import messages
 from mlserve.processes.board import N_SLOTS, Board, Cause, Mark
 from mlserve.processes.frames import Packed, pack
 from mlserve.processes.guest import FIRST_CREDIT
-from mlserve.processes.wire import Link, connect
+from mlserve.processes.wire import LAST_WORDS_S, Link, connect
 from mlserve.streaming import Channel
 
 __all__ = ["ReplicaClient", "Sender", "Ticket"]
@@ -27,7 +27,6 @@ __all__ = ["ReplicaClient", "Sender", "Ticket"]
 logger = get_logger(__name__)
 
 _CREDIT_AT_ONCE = FIRST_CREDIT // 2
-_LAST_WORDS_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +119,7 @@ class ReplicaClient:
     async def wait_ended(self) -> None:
         """Wait until all is heard that a replica has said which has died, and what it had moves."""
         try:
-            async with asyncio.timeout(_LAST_WORDS_S):
+            async with asyncio.timeout(LAST_WORDS_S):
                 await self._ended.wait()
         except TimeoutError:  # somebody that it has started holds its socket
             self.close()

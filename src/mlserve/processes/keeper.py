@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from mlserve.errors import ConfigurationError
+from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
@@ -28,7 +29,6 @@ logger = get_logger(__name__)
 _UNRESPONSIVE_S = 5.0
 _LEAST_LOAD_S = 60.0
 _MOST_LOADS = 10
-_UNLOAD_S = 5.0
 
 
 class ReplicaState(StrEnum):
@@ -208,7 +208,7 @@ class Keeper:
             except Exception as exc:  # noqa: BLE001 - whatever loading raised
                 self._note_failed_load(exc)
                 if isinstance(exc, _LoadError):  # it unloads and ends by itself
-                    await asyncio.wait((process.exited,), timeout=_UNLOAD_S)
+                    await asyncio.wait((process.exited,), timeout=UNLOAD_S)
                 return
             self.load_s = self._clock() - started
             self._beat_at = self._clock()

@@ -20,14 +20,13 @@ from typing import Any
 from mlserve.observability.loggers import get_logger
 from mlserve.processes.board import Board
 from mlserve.processes.boot import Boot, boot_bytes
-from mlserve.processes.wire import Link, connect, send_socket
+from mlserve.processes.wire import LAST_WORDS_S, Link, connect, send_socket
 
 __all__ = ["ChildProcess"]
 
 logger = get_logger(__name__)
 
 _STOPPED_S = 0.5
-_LAST_WORDS_S = 1.0
 
 
 class ChildProcess:
@@ -175,7 +174,7 @@ class ChildProcess:
                 await asyncio.shield(self.exited)
             if self._link.sock is not None:
                 with suppress(TimeoutError):  # what it has said last
-                    await asyncio.wait_for(self._hung_up.wait(), _LAST_WORDS_S)
+                    await asyncio.wait_for(self._hung_up.wait(), LAST_WORDS_S)
         finally:
             self._link.close()
             self._door.close()

@@ -27,6 +27,7 @@ from mlserve.execution.thread import OnReport
 from mlserve.execution.worker import Mailbox, TaskSet
 from mlserve.handler import Context
 from mlserve.lane import Lane
+from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
@@ -36,7 +37,7 @@ from mlserve.processes.logs import LinkHandler
 from mlserve.processes.memory import resident_bytes
 from mlserve.processes.parent import end_at_once, inherit
 from mlserve.processes.watched import Watch, WatchedPipeline, WatchedReplica
-from mlserve.processes.wire import Link, connect, recv_socket
+from mlserve.processes.wire import LAST_WORDS_S, Link, connect, recv_socket
 from mlserve.settings import Limits, Replicas
 from mlserve.spec import Factory, ModelSpec
 
@@ -45,8 +46,6 @@ __all__ = ["main"]
 logger = get_logger(__name__)
 
 _BEAT_S = 0.25
-_LAST_WORDS_S = 1.0
-_UNLOAD_S = 5.0
 _DEVICE_BROKEN = 70
 
 
@@ -222,7 +221,7 @@ class ReplicaProcess:
         await host.lane.pool.wait_idle()
         await host.wait_answered()
         # From here to its end: what `unload` starts, and threads of the handler's own.
-        may_take_s = min(_UNLOAD_S, self._boot.hard_timeout_s or _UNLOAD_S)
+        may_take_s = min(UNLOAD_S, self._boot.hard_timeout_s or UNLOAD_S)
         self._watch.bound(self, time.monotonic() + may_take_s)
         self._ended.set()
 
@@ -262,12 +261,12 @@ class ReplicaProcess:
             self._host.is_mute = True  # what this hook was at work for is to be run again
         self._mailbox.post(self._end_soon)
         if threading.current_thread() is not threading.main_thread():  # else it has to turn
-            threading.Event().wait(2 * _LAST_WORDS_S)
+            threading.Event().wait(2 * LAST_WORDS_S)
             os._exit(_DEVICE_BROKEN)
 
     def _end_soon(self) -> None:
         async def end() -> None:
-            await self._control.drain_and_close(_LAST_WORDS_S)
+            await self._control.drain_and_close(LAST_WORDS_S)
             os._exit(_DEVICE_BROKEN)
 
         if not self._is_done:
@@ -277,10 +276,10 @@ class ReplicaProcess:
     async def _close(self) -> None:
         if self._host is not None:
             await self._host.lane.close()
-            await self._host.close(_LAST_WORDS_S)
+            await self._host.close(LAST_WORDS_S)
         await self._tasks.close()
         self._is_done = True
-        await self._control.drain_and_close(_LAST_WORDS_S)
+        await self._control.drain_and_close(LAST_WORDS_S)
 
     def _lose_supervisor(self) -> None:
         if not self._is_done:

@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 from mlserve.execution.worker import TaskSet
+from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board
 from mlserve.processes.fleet import Fleet, FleetStatus, Listener
 from mlserve.processes.parent import end_at_once
 from mlserve.processes.process import ChildProcess
-from mlserve.processes.wire import Link, connect, recv_socket
+from mlserve.processes.wire import LAST_WORDS_S, Link, connect, recv_socket
 from mlserve.spec import ModelSpec
 
 __all__ = ["BEAT_S", "OwnedFleet", "SharedFleet", "Supervision"]
@@ -28,9 +29,6 @@ logger = get_logger(__name__)
 
 BEAT_S = 1.0
 """How often an HTTP process says that its event loop turns, in seconds."""
-
-_UNLOAD_S = 5.0
-_LAST_WORDS_S = 1.0
 
 Key = tuple[str, str]
 """A model's name and version."""
@@ -103,7 +101,7 @@ class OwnedFleet:
         try:
             n_examples = await self._fleet.start(self._load_timeout_s)
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
-            await self._end(_UNLOAD_S)
+            await self._end(UNLOAD_S)
             if not self._on_failure(self._spec, exc):
                 return
             self._outcome = messages.NOT_STARTED, messages.pack_error(exc)
@@ -270,7 +268,7 @@ class Supervision:
         """End without the supervisor's help."""
         self._is_closed = True
         await self._tasks.close()
-        await self._link.drain_and_close(_LAST_WORDS_S)
+        await self._link.drain_and_close(LAST_WORDS_S)
 
     def _tell(self, key: Key, kind: int, *facts: Any) -> None:
         self._link.send((kind, *key, *facts))

@@ -27,6 +27,7 @@ from mlserve.processes.frames import (
 )
 
 __all__ = [
+    "LAST_WORDS_S",
     "Link",
     "Message",
     "Packed",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 logger = get_logger(__name__)
+
+LAST_WORDS_S = 1.0
+"""How long what one end has said last may be on its way, in seconds."""
 
 _WRITTEN_BYTES = 1 << 18
 _UNSENT_BYTES = 1 << 20
