@@ -1,13 +1,14 @@
 """Which devices replicas are given, without any GPU or ML framework."""
 
 import importlib.metadata
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.execution import devices
-from mlserve.execution.devices import device_of, find_devices
+from mlserve.execution.devices import available_cores, device_of, find_devices
 from mlserve.settings import Replicas
 
 
@@ -69,3 +70,19 @@ def test_replicas_get_the_found_devices_in_turn(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(devices, "find_devices", lambda: ["cuda:0", "cuda:1"])
 
     assert [device_of(n, Replicas()) for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_only_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
+
+    assert available_cores() == 3
+
+
+@pytest.mark.parametrize(("n_cores", "counted"), [(6, 6), (None, 1)])
+def test_where_the_system_does_not_say_which_cores_may_be_used_all_count(
+    monkeypatch: pytest.MonkeyPatch, n_cores: int | None, counted: int
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
+
+    assert available_cores() == counted

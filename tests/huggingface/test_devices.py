@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlserve.execution.devices import available_cores
 from mlserve.handler import Context
 from mlserve.huggingface import TextClassification, TextEmbedding
 from mlserve.huggingface._devices import (
-    available_cores,
     encoder_batching,
     encoder_replicas,
     image_batching,
@@ -87,7 +87,7 @@ def test_copies_to_cuda_start_in_page_locked_memory_and_are_not_waited_for(
 
 
 def test_nothing_is_pinned_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = []
+    pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned.append)
     tensor = torch.zeros(2)
 

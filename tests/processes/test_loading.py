@@ -1,7 +1,6 @@
 """How the process of a replica comes to be: its environment, its load, and what it tells of it."""
 
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.processes.loading import Fragile, Talking, Unloadable
 from tests.processes.serving import QUICK, Served, served, until
 
 from mlserve import ModelFailedError, Restart, ServerSettings
+from mlserve.execution.devices import available_cores
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +52,7 @@ def test_compute_threads_are_shared_out_unless_they_are_given(notes: Path) -> No
     with served(partial(Noting, notes), replicas={"count": 2}) as model:
         place = model.ask("place")
 
-    n_cores = len(os.sched_getaffinity(0))
-    assert place.split()[2] == str(max(1, n_cores // 2))
+    assert place.split()[2] == str(max(1, available_cores() // 2))
 
 
 def test_what_load_reports_and_logs_arrives_here(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,14 @@ from glob import glob
 
 from mlserve.settings import Replicas
 
-__all__ = ["device_of", "find_devices"]
+__all__ = ["available_cores", "device_of", "find_devices"]
+
+
+def available_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def find_devices(

@@ -1,12 +1,12 @@
 """What an encoder runs with on a device: dtype, batching and replicas, and the way to it."""
 
-import os
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from mlserve.execution.devices import available_cores
 from mlserve.handler import Context
 from mlserve.settings import Batching, Replicas
 
@@ -29,13 +29,6 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 MAX_CPU_REPLICAS = 4
 # The first generation of NVIDIA devices that computes in bfloat16 instead of emulating it.
 FIRST_BF16_CAPABILITY = (8, 0)
-
-
-def available_cores() -> int:
-    """Count the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def padded_budget(n_cuda: int) -> int:

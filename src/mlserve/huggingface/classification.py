@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from mlserve.errors import ConfigurationError
+from mlserve.execution.devices import available_cores
 from mlserve.handler import ModelHandler
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import (
     Dtype,
-    available_cores,
     encoder_batching,
     encoder_replicas,
 )

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForSequenceClassification
 
 from mlserve.errors import ConfigurationError
+from mlserve.execution.devices import available_cores
 from mlserve.handler import ModelHandler
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import (
     Dtype,
-    available_cores,
     encoder_replicas,
     padded_budget,
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mlserve.execution.devices import device_of
+from mlserve.execution.devices import available_cores, device_of
 from mlserve.execution.worker import TaskSet
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -190,9 +190,7 @@ class Fleet:
     async def launch(self, number: int, process: ChildProcess) -> None:
         """Start the process of a replica."""
         spec = self._spec
-        has_affinity = hasattr(os, "sched_getaffinity")
-        n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        threads = threads_for(spec.replicas, n_cores=n_cores)
+        threads = threads_for(spec.replicas, n_cores=available_cores())
         environment, device = replica_environment(
             os.environ,
             device=device_of(number, spec.replicas),
