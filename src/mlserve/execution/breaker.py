@@ -1,5 +1,6 @@
 """When a replica is suspected of being broken, and when it is tried again. Pure."""
 
+from mlserve.execution.backoff import backoff_s
 from mlserve.settings import Restart
 
 __all__ = ["Breaker"]
@@ -24,7 +25,7 @@ class Breaker:
     def __init__(self, options: Restart) -> None:
         self._options = options
         self._n_failures = 0
-        self._wait_s = options.backoff_s
+        self._n_waits = 0
         self.is_open = False
         """Whether the replica takes no work."""
 
@@ -39,12 +40,11 @@ class Breaker:
     def open(self) -> float:
         """Learn that the examples failed, and say after how many seconds to try them again."""
         self.is_open = True
-        wait_s = self._wait_s
-        self._wait_s = min(2 * wait_s, self._options.max_backoff_s)
-        return wait_s
+        self._n_waits += 1
+        return backoff_s(self._n_waits - 1, self._options.backoff_s, self._options.max_backoff_s)
 
     def close(self) -> None:
         """Learn that the examples went well."""
         self.is_open = False
         self._n_failures = 0
-        self._wait_s = self._options.backoff_s
+        self._n_waits = 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlserve.batching.report import BatchReport
 from mlserve.errors import MLServeError
+from mlserve.execution.backoff import backoff_s
 from mlserve.execution.breaker import Breaker
 from mlserve.execution.thread import OnReport, Prepared, ThreadReplica
 from mlserve.execution.worker import TaskSet
@@ -288,7 +289,7 @@ class ReplicaPool:
 
     async def _restart(self, number: int) -> ThreadReplica:
         """Load a replica until that succeeds, with growing pauses in between."""
-        wait_s = self._options.restart.backoff_s
+        options = self._options.restart
         for attempt in itertools.count(1):
             replica = self._make_replica(number)
             self._breakers.pop(self._replicas[number], None)
@@ -300,12 +301,12 @@ class ReplicaPool:
                 await replica.close()
             else:
                 return replica
-            if attempt >= self._options.restart.failures:
+            wait_s = backoff_s(attempt - 1, options.backoff_s, options.max_backoff_s)
+            if attempt >= options.failures:
                 self.reason = f"replica {number} could not be restarted in {attempt} attempts"
                 self._on_change()
-                wait_s = self._options.restart.max_backoff_s
+                wait_s = options.max_backoff_s
             await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, self._options.restart.max_backoff_s)
         raise AssertionError("Counting has no end.")
 
     def __repr__(self) -> str:

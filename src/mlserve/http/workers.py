@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlserve.execution.backoff import backoff_s
 from mlserve.execution.worker import TaskSet
 from mlserve.http.found import Find
 from mlserve.http.runner import STARTUP_FAILURE, STOPPING, configure_logging
@@ -391,4 +392,4 @@ class _Worker:
 
 def _pause_s(n_short: int) -> float:
     """Say how long to wait after so many short lives in a row, in seconds; pure."""
-    return 0.0 if n_short <= 1 else min(_PAUSE_S * 2.0 ** (n_short - 2), _MAX_PAUSE_S)
+    return 0.0 if n_short <= 1 else backoff_s(n_short - 2, _PAUSE_S, _MAX_PAUSE_S)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from mlserve.errors import ConfigurationError
+from mlserve.execution.backoff import backoff_s
 from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -291,8 +292,7 @@ class Keeper:
             return 0.0
         if self.is_given_up:
             return self._restart.max_backoff_s
-        doubled = self._restart.backoff_s * 2.0 ** (self.n_failures - 2)
-        return min(doubled, self._restart.max_backoff_s)
+        return backoff_s(self.n_failures - 2, self._restart.backoff_s, self._restart.max_backoff_s)
 
     def _listen(self, received: list[tuple[Any, ...]]) -> None:
         for message in received:
