@@ -22,6 +22,7 @@ from mlserve.huggingface.classification import (
     TextClassification,
 )
 from mlserve.huggingface.embedding import Embedding, EmbeddingRequest, TextEmbedding
+from mlserve.huggingface.generation.handler import TextGeneration
 from mlserve.huggingface.reranking import Ranking, Reranking, RerankingRequest
 from mlserve.huggingface.token_classification import (
     Entities,
@@ -43,6 +44,7 @@ __all__ = [
     "RerankingRequest",
     "TextClassification",
     "TextEmbedding",
+    "TextGeneration",
     "TokenClassification",
     "TokenClassificationRequest",
     "samples",

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "Choice",
+    "FinishReason",
     "Generation",
     "GenerationChunk",
     "GenerationRequest",

@@ -1,0 +1,96 @@
+"""What runs in an engine: a request with its choices, each in a row of the memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlserve.huggingface.generation.grammar import Grammar
+from mlserve.huggingface.generation.sampling import Sampled, Sampler, Sampling
+from mlserve.huggingface.generation.writing import TextWriter
+from mlserve.tasks.generation import Usage
+
+__all__ = ["Prompt", "Row", "Running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A request as an engine takes it: checked, and made of tokens."""
+
+    tokens: list[int]
+    """At least one, each within the vocabulary."""
+    max_tokens: int
+    """How many new ones there may be; with the prompt no more than the context holds."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How they are chosen."""
+    n: int = 1
+    """How many choices there are."""
+    stops: tuple[str, ...] = ()
+    """Texts that end a choice."""
+    end_tokens: frozenset[int] = frozenset()
+    """Tokens that end a choice, and are no part of it."""
+    make_grammar: Callable[[], Grammar | None] = lambda: None
+    """Gives the state of what the text has to look like; once for each choice."""
+    echo: str = ""
+    """What each choice begins with."""
+    tools: list[dict[str, Any]] | None = None
+    """The functions that were offered, if calls of them are to be told from the text."""
+
+
+class Row:
+    """
+    One choice of a request.
+
+    Args:
+        running: The request.
+        index: Which choice.
+        tokenizer: The model's.
+    """
+
+    __slots__ = ("grammar", "index", "n_cached", "new", "running", "sampler", "writer")
+
+    def __init__(self, running: "Running", index: int, tokenizer: Any) -> None:
+        prompt = running.prompt
+        self.running = running
+        self.index = index
+        self.n_cached = 0
+        """How many of its tokens are in the memory."""
+        self.new: list[int] = []
+        """The tokens that were chosen."""
+        self.sampler = Sampler(prompt.sampling, index, prompt.tokens)
+        self.writer = TextWriter(tokenizer, prompt.tokens, prompt.stops)
+        self.grammar = prompt.make_grammar()
+
+    @property
+    def unread(self) -> list[int]:
+        """The tokens that the model has not seen yet, at least one."""
+        prompt = self.running.prompt.tokens
+        if self.n_cached < len(prompt):
+            return prompt[self.n_cached :]
+        return self.new[self.n_cached - len(prompt) :]
+
+    def cached(self) -> list[int]:
+        """Give the tokens that are in the memory."""
+        return [*self.running.prompt.tokens, *self.new][: self.n_cached]
+
+    def take(self, sampled: Sampled) -> None:
+        """Take in the token that was chosen."""
+        self.sampler.note(sampled.token)
+        self.new.append(sampled.token)
+        if self.grammar is not None:
+            self.grammar.advance(sampled.token)
+
+    def __repr__(self) -> str:
+        return f"<Row {self.index}, {self.n_cached} tokens in memory, {len(self.new)} new>"
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request that runs; what `admit` gives."""
+
+    prompt: Prompt
+    rows: list[Row] = field(default_factory=list)
+    """Its choices that have not ended; only the first one until the prompt was read."""
+    n_ended: int = 0
+    """How many choices have ended."""
+    usage: Usage = field(default_factory=Usage)
+    """What it took so far."""
