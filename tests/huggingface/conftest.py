@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.huggingface.tiny_models import tiny_classifier, tiny_encoder, tiny_ranker, tiny_tagger
+from tests.huggingface.tiny_models import (
+    tiny_classifier,
+    tiny_encoder,
+    tiny_image_classifier,
+    tiny_ranker,
+    tiny_tagger,
+)
 
 
 @pytest.fixture
@@ -26,6 +32,11 @@ def tagger(tmp_path: Path) -> Path:
 @pytest.fixture
 def ranker(tmp_path: Path) -> Path:
     return tiny_ranker(tmp_path / "ranker")
+
+
+@pytest.fixture
+def image_classifier(tmp_path: Path) -> Path:
+    return tiny_image_classifier(tmp_path / "image_classifier")
 
 
 @pytest.fixture

@@ -3,17 +3,37 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.huggingface.tiny_models import edit_json, loaded, run
+from tests.huggingface.tiny_models import (
+    edit_json,
+    loaded,
+    run,
+    tiny_classifier,
+    tiny_encoder,
+    tiny_image_classifier,
+    tiny_ranker,
+    tiny_tagger,
+)
 from transformers.utils import logging as transformers_logging
 
 from mlserve.errors import ConfigurationError
-from mlserve.huggingface import ClassificationRequest, TextClassification, TextEmbedding
+from mlserve.handler import ModelHandler
+from mlserve.huggingface import (
+    ImageClassification,
+    Pipeline,
+    Reranking,
+    TextClassification,
+    TextEmbedding,
+    TokenClassification,
+)
 from mlserve.huggingface._checkpoint import refuse_unsafe
 from mlserve.huggingface._devices import Dtype
 
@@ -40,12 +60,45 @@ def test_the_canary_of_these_tests_sings(tmp_path: Path) -> None:
     assert (tmp_path / "canary").exists()
 
 
-def test_a_pickle_beside_the_weights_is_never_read(classifier: Path, tmp_path: Path) -> None:
-    plant(classifier, "pytorch_model.bin", tmp_path / "canary")
+@dataclass(frozen=True)
+class Case:
+    """A handler and the tiny model that it takes."""
 
-    handler = loaded(TextClassification(classifier))
+    make_model: Callable[[Path], Path]
+    make: Callable[..., ModelHandler[Any, Any]]
 
-    assert run(handler, [ClassificationRequest(text="good film")])
+
+CASES = {
+    "ImageClassification": Case(tiny_image_classifier, ImageClassification),
+    "Pipeline of texts": Case(tiny_classifier, partial(Pipeline, "text-classification")),
+    "Pipeline of pictures": Case(tiny_image_classifier, partial(Pipeline, "image-classification")),
+    "Reranking": Case(tiny_ranker, Reranking),
+    "TextClassification": Case(tiny_classifier, TextClassification),
+    "TextEmbedding": Case(tiny_encoder, TextEmbedding),
+    "TokenClassification": Case(tiny_tagger, TokenClassification),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def folder(case: Case, tmp_path: Path) -> Path:
+    return case.make_model(tmp_path / "model")
+
+
+def test_a_pickle_beside_the_weights_is_never_read(
+    case: Case, folder: Path, tmp_path: Path
+) -> None:
+    for name in ("pytorch_model.bin", "training_args.bin", "model.pkl"):
+        plant(folder, name, tmp_path / "canary")
+
+    handler = loaded(case.make(folder))
+
+    assert run(handler, handler.examples())
     assert not (tmp_path / "canary").exists()
 
 
@@ -53,41 +106,43 @@ def test_a_pickle_beside_the_weights_is_never_read(classifier: Path, tmp_path: P
     "name", ["pytorch_model.bin", "model.bin", "adapter_model.bin", "pytorch_model.pt"]
 )
 def test_a_model_with_nothing_but_pickles_is_refused(
-    classifier: Path, tmp_path: Path, name: str
+    case: Case, folder: Path, tmp_path: Path, name: str
 ) -> None:
-    (classifier / "model.safetensors").unlink()
-    plant(classifier, name, tmp_path / "canary")
+    (folder / "model.safetensors").unlink()
+    plant(folder, name, tmp_path / "canary")
 
     with pytest.raises(ConfigurationError, match="weights as safetensors"):
-        loaded(TextClassification(classifier))
+        loaded(case.make(folder))
 
     assert not (tmp_path / "canary").exists()
 
 
 def test_weights_that_the_configuration_names_must_be_safetensors(
-    classifier: Path, tmp_path: Path
+    case: Case, folder: Path, tmp_path: Path
 ) -> None:
-    edit_json(classifier / "config.json", transformers_weights="adapter_model.bin")
-    plant(classifier, "adapter_model.bin", tmp_path / "canary")
+    edit_json(folder / "config.json", transformers_weights="adapter_model.bin")
+    plant(folder, "adapter_model.bin", tmp_path / "canary")
 
     with pytest.raises(ConfigurationError, match="not safetensors"):
-        loaded(TextClassification(classifier))
+        loaded(case.make(folder))
 
     assert not (tmp_path / "canary").exists()
 
 
-def test_weights_in_several_files_must_all_be_safetensors(classifier: Path, tmp_path: Path) -> None:
-    (classifier / "model.safetensors").unlink()
+def test_weights_in_several_files_must_all_be_safetensors(
+    case: Case, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
     part = "pytorch_model-00001-of-00001.bin"
     edit_json(
-        classifier / "model.safetensors.index.json",
+        folder / "model.safetensors.index.json",
         metadata={},
         weight_map={"classifier.weight": part},
     )
-    plant(classifier, part, tmp_path / "canary")
+    plant(folder, part, tmp_path / "canary")
 
     with pytest.raises(ConfigurationError, match="not safetensors"):
-        loaded(TextClassification(classifier))
+        loaded(case.make(folder))
 
     assert not (tmp_path / "canary").exists()
 
@@ -103,19 +158,34 @@ def test_weights_in_several_files_are_read(classifier: Path) -> None:
     assert torch.equal(parts.classifier.weight, whole.classifier.weight)
 
 
-@pytest.mark.parametrize("filename", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "filename",
+    ["config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"],
+)
 def test_a_model_that_brings_code_is_refused_and_the_code_not_run(
-    classifier: Path, tmp_path: Path, filename: str
+    case: Case, folder: Path, tmp_path: Path, filename: str
 ) -> None:
     code = f"import os\nos.mkdir({str(tmp_path / 'canary')!r})\nclass Own: pass\n"
-    (classifier / "own.py").write_text(code, encoding="utf-8")
-    names = ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"]
-    edit_json(classifier / filename, auto_map=dict.fromkeys(names, "own.Own"))
+    (folder / "own.py").write_text(code, encoding="utf-8")
+    names = [
+        *("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor"),
+        *("AutoModelForSequenceClassification", "AutoModelForTokenClassification"),
+        "AutoModelForImageClassification",
+    ]
+    edit_json(folder / filename, auto_map=dict.fromkeys(names, "own.Own"))
 
-    with pytest.raises(ConfigurationError, match="auto_map"):
-        loaded(TextClassification(classifier))
+    with pytest.raises(ConfigurationError, match=r"`auto_map`.*never run"):
+        loaded(case.make(folder))
 
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_model_that_brings_a_pipeline_of_its_own_is_refused(case: Case, folder: Path) -> None:
+    own = {"text-classification": {"impl": "own.Own", "pt": ["AutoModel"]}}
+    edit_json(folder / "config.json", custom_pipelines=own)
+
+    with pytest.raises(ConfigurationError, match=r"`custom_pipelines`.*never run"):
+        loaded(case.make(folder))
 
 
 def test_code_is_found_at_any_depth_of_a_configuration() -> None:
@@ -142,12 +212,9 @@ def test_an_adapter_is_refused(classifier: Path) -> None:
         loaded(TextClassification(classifier))
 
 
-@pytest.mark.parametrize("handler", [TextEmbedding, TextClassification])
-def test_a_folder_that_does_not_exist_is_named_on_creation(
-    handler: type[TextEmbedding | TextClassification], tmp_path: Path
-) -> None:
+def test_a_folder_that_does_not_exist_is_named_on_creation(case: Case, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"existing folder, got .*nowhere"):
-        handler(tmp_path / "nowhere")
+        case.make(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("model", ["", "./nowhere", "/nowhere/at/all", "~/nowhere/at/all"])
@@ -190,9 +257,9 @@ def test_an_unknown_dtype_is_refused(classifier: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["trust_remote_code", "use_safetensors", "weights_only", "revision", "dtype"]
 )
-def test_the_safe_settings_cannot_be_changed(classifier: Path, key: str) -> None:
+def test_the_safe_settings_cannot_be_changed(case: Case, folder: Path, key: str) -> None:
     with pytest.raises(ConfigurationError, match=key):
-        TextClassification(classifier, model_kwargs={key: True})
+        case.make(folder, model_kwargs={key: True})
 
 
 def test_further_settings_reach_transformers(classifier: Path) -> None:

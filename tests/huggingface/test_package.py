@@ -1,12 +1,22 @@
 """What the package exports, and what it says where something is not installed."""
 
 import sys
+from typing import Any
 
 import pytest
 
 import mlserve.huggingface
 from mlserve.contract import read_contract
-from mlserve.huggingface import TextClassification, TextEmbedding, samples
+from mlserve.handler import ModelHandler
+from mlserve.huggingface import (
+    ImageClassification,
+    Pipeline,
+    Reranking,
+    TextClassification,
+    TextEmbedding,
+    TokenClassification,
+    samples,
+)
 
 
 def test_every_public_name_exists_and_they_are_sorted() -> None:
@@ -16,18 +26,26 @@ def test_every_public_name_exists_and_they_are_sorted() -> None:
     assert all(hasattr(mlserve.huggingface, name) for name in names)
 
 
-@pytest.mark.parametrize("handler", [TextClassification, TextEmbedding])
-def test_a_handler_fulfils_the_contract(
-    handler: type[TextClassification | TextEmbedding],
-) -> None:
+@pytest.mark.parametrize(
+    ("handler", "hook"),
+    [
+        (ImageClassification, "batch_key"),
+        (Pipeline, "cost"),
+        (Reranking, "cost"),
+        (TextClassification, "cost"),
+        (TextEmbedding, "cost"),
+        (TokenClassification, "cost"),
+    ],
+)
+def test_a_handler_fulfils_the_contract(handler: type[ModelHandler[Any, Any]], hook: str) -> None:
     contract = read_contract(handler)
 
     assert contract.can_infer
     assert not contract.can_stream
-    assert all(contract.hooks[name].overridden for name in ("preprocess", "cost", "unload"))
+    assert all(contract.hooks[name].overridden for name in ("preprocess", hook, "unload"))
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers"])
+@pytest.mark.parametrize("package", ["PIL", "torch", "transformers"])
 def test_importing_without_the_extra_says_what_to_install(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

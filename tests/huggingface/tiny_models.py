@@ -15,6 +15,9 @@ from transformers import (
     BertModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from mlserve.handler import Context, ModelHandler
@@ -85,6 +88,26 @@ def tiny_ranker(folder: Path, **settings: Any) -> Path:
     torch.manual_seed(7)
     settings = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, **settings}
     return save(BertForSequenceClassification(tiny_config(**settings)), folder)
+
+
+def tiny_image_classifier(folder: Path, **settings: Any) -> Path:
+    torch.manual_seed(7)
+    labels = {0: "cat", 1: "dog", 2: "fish"}
+    defaults: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 16,
+        "patch_size": 8,
+        "initializer_range": 0.5,
+        "id2label": labels,
+        "label2id": {v: k for k, v in labels.items()},
+    }
+    model = ViTForImageClassification(ViTConfig(**{**defaults, **settings}))
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
 
 
 def edit_json(path: Path, **changes: Any) -> None:

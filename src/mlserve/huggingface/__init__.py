@@ -6,11 +6,12 @@ The only package of mlserve that imports torch and transformers; they come with
 """
 
 try:
-    import torch as _torch  # noqa: F401 - imported only to see whether it is there
+    import torch as _torch  # noqa: F401 - likewise
     import transformers as _transformers  # noqa: F401 - likewise
+    from PIL import Image as _Image  # noqa: F401 - imported only to see whether it is there
 except ImportError as exc:
     raise ImportError(
-        "`mlserve.huggingface` needs torch and transformers, which are not installed."
+        "`mlserve.huggingface` needs torch, transformers and Pillow, and one is not installed."
         " Run: pip install 'mlserve[transformers]'"
     ) from exc
 
@@ -23,6 +24,11 @@ from mlserve.huggingface.classification import (
 )
 from mlserve.huggingface.embedding import Embedding, EmbeddingRequest, TextEmbedding
 from mlserve.huggingface.generation.handler import TextGeneration
+from mlserve.huggingface.image_classification import (
+    ImageClassification,
+    ImageClassificationRequest,
+)
+from mlserve.huggingface.pipeline import Pipeline, PipelineRequest
 from mlserve.huggingface.reranking import Ranking, Reranking, RerankingRequest
 from mlserve.huggingface.token_classification import (
     Entities,
@@ -38,7 +44,11 @@ __all__ = [
     "EmbeddingRequest",
     "Entities",
     "Entity",
+    "ImageClassification",
+    "ImageClassificationRequest",
     "LabelScore",
+    "Pipeline",
+    "PipelineRequest",
     "Ranking",
     "Reranking",
     "RerankingRequest",

@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 from mlserve.errors import ConfigurationError
 from mlserve.huggingface._devices import DTYPES
 
-__all__ = ["Checkpoint", "refuse_unsafe"]
+__all__ = ["Checkpoint", "quiet_turn", "refuse_unsafe"]
 
 OWN_PARAMETERS = frozenset({"dtype", "revision", "torch_dtype"})
 FIXED_KWARGS = frozenset(
@@ -51,7 +51,7 @@ _loading = threading.Lock()
 
 
 @contextmanager
-def _quiet_turn() -> Iterator[None]:
+def quiet_turn() -> Iterator[None]:
     """Wait for the turn to load, and keep transformers' bars and reports off the console."""
     with _loading:
         verbosity = transformers_logging.get_verbosity()
@@ -206,7 +206,7 @@ class Checkpoint:
         Raises:
             ConfigurationError: If the model is unsafe, incomplete or cannot be found.
         """
-        with _quiet_turn():
+        with quiet_turn():
             try:
                 self._check()
                 shared = {"revision": self.revision or "main", "trust_remote_code": False}
