@@ -6,13 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mlserve.execution.devices import available_cores
 from mlserve.handler import Context
 from mlserve.settings import Batching, Replicas
 
 __all__ = [
     "Dtype",
-    "available_cores",
     "encoder_batching",
     "encoder_replicas",
     "image_batching",

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from mlserve.errors import ConfigurationError
+from mlserve.execution.devices import available_cores
 from mlserve.handler import ModelHandler
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import (
     Dtype,
-    available_cores,
     encoder_replicas,
     image_batching,
     place,

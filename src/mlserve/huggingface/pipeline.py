@@ -17,11 +17,11 @@ from transformers.pipelines import pipeline
 from transformers.pipelines.base import PipelineException
 
 from mlserve.errors import ConfigurationError, InvalidInputError
+from mlserve.execution.devices import available_cores
 from mlserve.handler import ModelHandler
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import (
     Dtype,
-    available_cores,
     encoder_replicas,
     padded_budget,
     place,
