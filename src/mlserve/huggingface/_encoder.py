@@ -1,5 +1,6 @@
 """What the handlers for encoders share: a text to tokens, a batch of tokens through the model."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from mlserve.errors import ConfigurationError, InvalidInputError
 from mlserve.handler import Context
+from mlserve.huggingface._calibration import measure_budget
 from mlserve.huggingface._checkpoint import Checkpoint
-from mlserve.huggingface._devices import place, to_device
+from mlserve.huggingface._devices import padded_budget, place, to_device
 from mlserve.observability.loggers import get_logger
 
 __all__ = ["Encoder", "Tokens", "pad_batch", "padded_batches", "resolve_max_length"]
@@ -21,6 +23,8 @@ logger = get_logger(__name__)
 # Tokenizers without a limit of their own give an astronomical number instead.
 NO_LIMIT = 1_000_000
 FALLBACK_MAX_LENGTH = 512
+# The texts of a measurement: about as long as a paragraph.
+CALIBRATION_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,9 @@ class Encoder:
         """The transformers model in evaluation mode; `None` unless loaded."""
         self.max_length = max_length
         """The longest input in tokens; known once loaded."""
+        self.budget: int | None = None
+        """With how many padded tokens a batch runs best; `None` unless measured."""
+        self._default_budget = 1
         self._run: Any = None
         self._compile = compile
         self._asked_max_length = max_length
@@ -226,6 +233,40 @@ class Encoder:
         self._pad_id = tokenizer.pad_token_id
         self._n_vocabulary = getattr(self.model.config, "vocab_size", None)
         self._type_ids = "token_type_ids" in tokenizer.model_input_names
+
+    def calibrate(self, seconds: float) -> None:
+        """
+        Measure with how many padded tokens a batch runs best. Runs in the replica's thread.
+
+        Args:
+            seconds: How long that may take, but for a run that has begun; 0 = measure nothing.
+        """
+        if seconds <= 0:
+            return
+        self._default_budget = padded_budget(int(self.model.device.type == "cuda"))
+        n_tokens = min(CALIBRATION_TOKENS, self.max_length or CALIBRATION_TOKENS)
+        type_ids = [0] * n_tokens if self._type_ids else None
+        text = Tokens([self._pad_id] * n_tokens, type_ids)
+
+        def run(budget: int) -> int:
+            n_texts = max(1, budget // n_tokens)
+            with torch.inference_mode():
+                output, _ = self.forward([text] * n_texts)
+                output[0].flatten()[0].item()  # waits for the device
+            return n_texts * n_tokens
+
+        self.budget = measure_budget(run, self._default_budget, seconds, time.perf_counter)
+        logger.info("encoder.calibration.completed", extra={"padded_tokens": self.budget})
+
+    def cost(self, n_tokens: int) -> int:
+        """
+        Say what a text costs: its tokens or, once measured, its share of the default budget.
+
+        So a batch that is bounded by the default has as many padded tokens as run best.
+        """
+        if self.budget is None:
+            return n_tokens
+        return -(-n_tokens * self._default_budget // self.budget)
 
     def tokenize(self, text: str, second: str | None = None, *, param: str = "text") -> Tokens:
         """

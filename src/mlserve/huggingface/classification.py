@@ -138,6 +138,13 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
     batching = encoder_batching(torch.cuda.device_count())
     replicas = encoder_replicas(torch.cuda.device_count(), available_cores())
 
+    calibration_s: float = 0.0
+    """
+    How many seconds `load` measures which budget of padded tokens is best here; 0 = not at all.
+
+    What is found replaces the default of `batching`: leave it at 0 with a `max_cost` of your own.
+    """
+
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -168,6 +175,7 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
             ConfigurationError: If the model is unsafe, incomplete, or no classifier.
         """
         self.encoder.load(self.context)
+        self.encoder.calibrate(self.calibration_s)
 
     def examples(self) -> list[ClassificationRequest]:
         """Give texts of mixed length."""
@@ -189,7 +197,7 @@ class TextClassification(ModelHandler[ClassificationRequest, Classification]):
 
     def cost(self, item: Tokens) -> int:
         """Count the tokens."""
-        return len(item)
+        return self.encoder.cost(len(item))
 
     def infer(self, inputs: Sequence[Tokens]) -> list[np.ndarray[Any, Any]]:
         """

@@ -96,6 +96,13 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
     batching = encoder_batching(torch.cuda.device_count())
     replicas = encoder_replicas(torch.cuda.device_count(), available_cores())
 
+    calibration_s: float = 0.0
+    """
+    How many seconds `load` measures which budget of padded tokens is best here; 0 = not at all.
+
+    What is found replaces the default of `batching`: leave it at 0 with a `max_cost` of your own.
+    """
+
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -131,6 +138,7 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
             ConfigurationError: If the model is unsafe, incomplete, or not an encoder.
         """
         self.encoder.load(self.context)
+        self.encoder.calibrate(self.calibration_s)
         name = self.encoder.checkpoint.name
         if self.encoder.model.config.is_encoder_decoder:
             raise ConfigurationError(
@@ -166,7 +174,7 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
 
     def cost(self, item: Tokens) -> int:
         """Count the tokens."""
-        return len(item)
+        return self.encoder.cost(len(item))
 
     def infer(self, inputs: Sequence[Tokens]) -> list[tuple[np.ndarray[Any, Any], int]]:
         """
