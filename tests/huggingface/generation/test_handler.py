@@ -201,3 +201,19 @@ def test_a_model_with_windows_is_computed_one_after_the_other(tmp_path: Path) ->
 def test_options_that_cannot_be_right_are_refused(folder: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         TextGeneration(folder, **options)
+
+
+def test_a_call_of_a_tool_is_told_from_the_text(folder: Path) -> None:
+    call = r'<tool_call>\{"name": "weather", "arguments": \{"city": "[a-z]{1,5}"\}\}</tool_call>'
+    handler = partial(TextGeneration, folder, slots=2, max_length=256, regex=rf"Well\.{call}")
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    request = {"messages": [{"role": "user", "content": "?"}], "tools": [tool], "seed": 2}
+
+    with running(ModelServer().add("chat", handler)) as client:
+        found = client.post(PREDICT, json=request).json()["choices"][0]
+
+    assert found["finish_reason"] == "tool_calls"
+    assert found["text"] == "Well."
+    [told] = found["tool_calls"]
+    assert told["function"]["name"] == "weather"
+    assert json.loads(told["function"]["arguments"])["city"].islower()

@@ -22,6 +22,7 @@ from transformers import (
 N_VOCAB = 512  # more logits than there are tokens, as models have
 MAX_LENGTH = 256
 CHAT = (
+    "{# It would write <tool_call>{…}</tool_call>, could it write. #}"
     "{% for message in messages %}<start>{{ message.role }}\n{{ message.content }}<end>\n"
     "{% endfor %}{% if add_generation_prompt %}<start>assistant\n{% endif %}"
 )

@@ -231,28 +231,36 @@ class Engine:
                 chunk.usage = running.usage
 
     def _chunk(self, row: Row, sampled: Sampled) -> GenerationChunk | None:
-        """Give what a token brings, if anything; ends with its reason."""
+        """Give what a token brings, if anything; the last one comes with its reason."""
         prompt = row.running.prompt
-        is_first = not row.new
+        text = "" if row.new else prompt.echo
         row.running.usage.completion_tokens += 1
-        text = prompt.echo if is_first else ""
-        if sampled.token in prompt.end_tokens:
-            return GenerationChunk(
-                index=row.index, text=text + row.writer.finish(), finish_reason="stop"
-            )
-        row.take(sampled)
-        text += row.writer.write(sampled.token)
         reason: FinishReason | None = None
-        if row.writer.is_stopped or (row.grammar is not None and row.grammar.is_finished):
+        logprobs = None
+        if sampled.token in prompt.end_tokens:
             reason = "stop"
-        elif len(row.new) >= prompt.max_tokens:
-            reason = "length"
+        else:
+            row.take(sampled)
+            text += row.writer.write(sampled.token)
+            logprobs = told_logprobs(self._tokenizer, sampled)
+            if row.writer.is_stopped or (row.grammar is not None and row.grammar.is_finished):
+                reason = "stop"
+            elif len(row.new) >= prompt.max_tokens:
+                reason = "length"
         if reason is not None:
             text += row.writer.finish()
-        logprobs = told_logprobs(self._tokenizer, sampled)
-        if not text and logprobs is None and reason is None:
+        calls: list[dict[str, Any]] = []
+        if row.reader is not None:
+            text, calls, reason = row.reader.told(text, reason)
+        if not text and not calls and logprobs is None and reason is None:
             return None
-        return GenerationChunk(index=row.index, text=text, logprobs=logprobs, finish_reason=reason)
+        return GenerationChunk(
+            index=row.index,
+            text=text,
+            logprobs=logprobs,
+            tool_calls=calls or None,
+            finish_reason=reason,
+        )
 
     def _end(self, row: Row) -> None:
         row.running.n_ended += 1

@@ -1,13 +1,15 @@
 """From a request to a prompt: made of tokens and checked, before it comes near the model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from mlserve.errors import InvalidInputError
 from mlserve.huggingface.generation.grammar import Grammar, GrammarCompiler
 from mlserve.huggingface.generation.sampling import Sampling
 from mlserve.huggingface.generation.sequences import Prompt
+from mlserve.huggingface.generation.tools import ToolReader, response_template_of
 from mlserve.tasks.generation import GenerationRequest, Message
 
 __all__ = ["PromptMaker"]
@@ -78,8 +80,21 @@ class PromptMaker:
             end_tokens=ends | frozenset(request.stop_token_ids),
             make_grammar=(lambda: None) if grammar is None else grammar.copy,
             echo=str(request.prompt) if is_echoed else "",
-            tools=request.tools,
+            make_reader=self._reader_maker(request, tokens),
         )
+
+    def _reader_maker(
+        self, request: GenerationRequest, tokens: list[int]
+    ) -> Callable[[], ToolReader | None]:
+        if not request.tools:
+            return lambda: None
+        template = response_template_of(self._tokenizer)
+        if template is None:
+            raise InvalidInputError(
+                "How this model writes calls of tools is not known. Leave `tools` out.",
+                param="tools",
+            )
+        return partial(ToolReader, template, request.tools, str(self._tokenizer.decode(tokens)))
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         if isinstance(request.prompt, list):

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlserve.huggingface.generation.grammar import Grammar
 from mlserve.huggingface.generation.sampling import Sampled, Sampler, Sampling
+from mlserve.huggingface.generation.tools import ToolReader
 from mlserve.huggingface.generation.writing import TextWriter
 from mlserve.tasks.generation import Usage
 
@@ -32,8 +33,8 @@ class Prompt:
     """Gives the state of what the text has to look like; once for each choice."""
     echo: str = ""
     """What each choice begins with."""
-    tools: list[dict[str, Any]] | None = None
-    """The functions that were offered, if calls of them are to be told from the text."""
+    make_reader: Callable[[], ToolReader | None] = lambda: None
+    """Gives what tells calls of tools from the text; once for each choice."""
 
 
 class Row:
@@ -46,7 +47,7 @@ class Row:
         tokenizer: The model's.
     """
 
-    __slots__ = ("grammar", "index", "n_cached", "new", "running", "sampler", "writer")
+    __slots__ = ("grammar", "index", "n_cached", "new", "reader", "running", "sampler", "writer")
 
     def __init__(self, running: "Running", index: int, tokenizer: Any) -> None:
         prompt = running.prompt
@@ -57,7 +58,10 @@ class Row:
         self.new: list[int] = []
         """The tokens that were chosen."""
         self.sampler = Sampler(prompt.sampling, index, prompt.tokens)
-        self.writer = TextWriter(tokenizer, prompt.tokens, prompt.stops)
+        self.reader = prompt.make_reader()
+        self.writer = TextWriter(
+            tokenizer, prompt.tokens, prompt.stops, keeps_special=self.reader is not None
+        )
         self.grammar = prompt.make_grammar()
 
     @property

@@ -23,14 +23,23 @@ class TextWriter:
         tokenizer: The model's, with a fast backend.
         prompt: The prompt's tokens.
         stops: Texts that end the answer.
+        keeps_special: Whether special tokens are text, too.
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int], stops: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: list[int],
+        stops: tuple[str, ...],
+        *,
+        keeps_special: bool = False,
+    ) -> None:
+        self._skips_special = not keeps_special
         self._backend = tokenizer.backend_tokenizer
         context = prompt[-_CONTEXT:]
         if self._backend.decode(context).endswith("\ufffd"):  # it ends amid a character
             context = []
-        self._stream = DecodeStream(ids=context, skip_special_tokens=True)
+        self._stream = DecodeStream(ids=context, skip_special_tokens=self._skips_special)
         self._finder = StopFinder(stops)
         self._pending: list[int] = []
 
@@ -52,7 +61,7 @@ class TextWriter:
         """Give what was held back, at the end of the answer."""
         rest = ""
         if self._pending:  # the bytes of half a character, or tokens that stand for nothing
-            rest = self._backend.decode(self._pending, skip_special_tokens=True)
+            rest = self._backend.decode(self._pending, skip_special_tokens=self._skips_special)
         return self._finder.feed(rest) + self._finder.finish()
 
     def __repr__(self) -> str:
