@@ -18,6 +18,7 @@ from mlserve.errors import (
     BodyTooLargeError,
     CapacityError,
     ConfigurationError,
+    ContextLengthError,
     DeadlineExceededError,
     DrainingError,
     InvalidInputError,
@@ -46,6 +47,7 @@ EXAMPLES: list[tuple[MLServeError, int, str]] = [
     (InvalidTimeoutError(), 400, "invalid_timeout"),
     (SchemaViolationError([], 1), 422, "validation_error"),
     (InvalidInputError("`text` is empty."), 422, "invalid_input"),
+    (ContextLengthError("The prompt has 200 tokens."), 400, "context_length_exceeded"),
     (ModelNotFoundError("bert"), 404, "model_not_found"),
     (UnsupportedMediaTypeError("Send JSON."), 415, "unsupported_media_type"),
     (UnsupportedParameterError("best_of"), 400, "unsupported_parameter"),
@@ -102,7 +104,7 @@ class GoneError(InvalidInputError, OSError):
 def raised(draw: st.DrawFn) -> MLServeError:
     """Draw an error of any class, made with any arguments that its constructor takes."""
     cls = draw(st.sampled_from(CLASSES))
-    if "__init__" not in vars(cls) and not issubclass(cls, ModelError):
+    if not inspect.isfunction(cls.__init__):
         return cls(*draw(st.lists(st.text(), max_size=2)))  # as any exception
     names = list(inspect.signature(cls).parameters)
     return cls(**{name: draw(ARGUMENTS.get(name, st.text())) for name in names})

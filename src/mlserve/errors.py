@@ -7,6 +7,7 @@ Every error that mlserve raises: one tree, one HTTP status and one stable code p
     │   ├── InvalidTimeoutError         400 invalid_timeout
     │   ├── SchemaViolationError        422 validation_error
     │   ├── InvalidInputError           422 invalid_input
+    │   │   └── ContextLengthError      400 context_length_exceeded
     │   ├── ModelNotFoundError          404 model_not_found
     │   ├── UnsupportedParameterError   400 unsupported_parameter
     │   ├── UnsupportedMediaTypeError   415 unsupported_media_type
@@ -37,6 +38,7 @@ __all__ = [
     "BodyTooLargeError",
     "CapacityError",
     "ConfigurationError",
+    "ContextLengthError",
     "DeadlineExceededError",
     "DrainingError",
     "InvalidInputError",
@@ -168,6 +170,13 @@ class InvalidInputError(RequestError):
         self.param = None if param is None else str(param)[:_LONGEST_PARAM]
 
 
+class ContextLengthError(InvalidInputError):
+    """The prompt and the answer together are longer than the model's context."""
+
+    status = 400
+    code = "context_length_exceeded"
+
+
 class ModelNotFoundError(RequestError):
     """No model of this name, or not in this version."""
 
@@ -257,14 +266,7 @@ class QueueFullError(CapacityError):
 
 
 class OverloadedError(CapacityError):
-    """
-    The request would have to wait longer than it has time.
-
-    Args:
-        model: The model.
-        wait_s: How long it would wait, as far as is known, in seconds.
-        retry_after_s: When another try makes sense, in seconds.
-    """
+    """The request would have to wait longer than it has time."""
 
     code = "overloaded"
 
@@ -285,7 +287,6 @@ class OutOfMemoryError(CapacityError):
     Or, if the handler is not idempotent, for a batch that had to be run at once.
 
     Args:
-        model: The model.
         batch_size: How many requests were run at once; the next batches are smaller.
     """
 
@@ -349,7 +350,6 @@ class DeadlineExceededError(CapacityError):
 
     Args:
         stage: Where it was then: `queue`, `preprocess`, `infer`, `postprocess` or `stream`.
-        timeout_s: The time that it had, in seconds.
     """
 
     status = 504

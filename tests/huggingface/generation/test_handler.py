@@ -126,11 +126,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "both": {"prompt": "x", "messages": [{"role": "user", "content": "x"}]},
     "nothing": {},
     "a negative temperature": {"prompt": "x", "temperature": -0.1},
-    "a prompt that is too long": {"prompt": "x" * 500},
-    "more tokens than there is room for": {"prompt": "x", "max_tokens": 128},
     "too many stops": {"prompt": "x", "stop": ["a"] * 10_000},
     "an empty stop": {"prompt": "x", "stop": [""]},
     "a bias for no token": {"prompt": "x", "logit_bias": {str(N_VOCAB): 1.0}},
+    "a stop that is no token": {"prompt": "x", "stop_token_ids": [N_VOCAB]},
     "too many choices": {"prompt": "x", "n": 5},
     "a schema that cannot be compiled": {
         "prompt": "x",
@@ -148,6 +147,24 @@ def test_what_cannot_be_served_is_refused_before_it_comes_near_the_model(
 
     assert response.status_code == 422
     assert response.json()["error"]["code"] in ("validation_error", "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("param", "request_"),
+    [
+        ("prompt", {"prompt": "x" * 500}),
+        ("messages", {"messages": [{"role": "user", "content": "x" * 500}]}),
+        ("max_tokens", {"prompt": "x", "max_tokens": 128}),
+    ],
+)
+def test_what_is_longer_than_the_context_is_told_by_a_code_of_its_own(
+    client: httpx2.Client, param: str, request_: dict[str, Any]
+) -> None:
+    response = client.post(PREDICT, json=request_)
+
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == param
 
 
 def test_a_temperature_that_is_no_number_is_refused(client: httpx2.Client) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from mlserve.errors import InvalidInputError
+from mlserve.errors import ContextLengthError, InvalidInputError
 from mlserve.huggingface.generation.grammar import Grammar, GrammarCompiler
 from mlserve.huggingface.generation.sampling import Sampling
 from mlserve.huggingface.generation.sequences import Prompt
@@ -52,6 +52,7 @@ class PromptMaker:
         Make a prompt.
 
         Raises:
+            ContextLengthError: If prompt and answer are longer than the context.
             InvalidInputError: If the model cannot take the request.
         """
         if request.n > self._n_choices:
@@ -62,12 +63,13 @@ class PromptMaker:
         tokens = self._tokens(request)
         room = self._max_length - len(tokens)
         if room < 1 or (request.max_tokens or 1) > room:
-            raise InvalidInputError(
+            raise ContextLengthError(
                 f"The prompt has {len(tokens)} tokens and `max_tokens` is {request.max_tokens};"
                 f" together they may be {self._max_length}. Shorten the prompt or ask for less.",
-                param="max_tokens" if room >= 1 else "prompt",
+                param="max_tokens" if room >= 1 else _input_of(request),
             )
-        self._require_known((*request.logit_bias, *request.stop_token_ids), "logit_bias")
+        self._require_known(tuple(request.logit_bias), "logit_bias")
+        self._require_known(request.stop_token_ids, "stop_token_ids")
         grammar = self._grammar(request)
         ends = frozenset() if request.ignore_eos else self._end_tokens
         is_echoed = request.echo and isinstance(request.prompt, str)
@@ -171,6 +173,10 @@ class PromptMaker:
 
     def __repr__(self) -> str:
         return f"<PromptMaker for {self._max_length} tokens>"
+
+
+def _input_of(request: GenerationRequest) -> str:
+    return "prompt" if request.messages is None else "messages"
 
 
 def _given(*values: float | None) -> float:
