@@ -1,1 +1,1 @@
-"""Text generation; so far what a text has to look like, as masks over the next token."""
+"""Text generation: all requests of a decoder together, a token of each at a time."""
