@@ -16,7 +16,7 @@ from tests.huggingface.generation.tiny_decoders import (
 )
 
 from mlserve import Advance, MLServeError, ModelError
-from mlserve.huggingface.generation.engine import Engine, Memory
+from mlserve.huggingface.generation.engine import Engine, Memory, groups_alike
 from mlserve.huggingface.generation.sampling import Sampling
 from mlserve.huggingface.generation.sequences import Prompt, Running
 from mlserve.huggingface.generation.sequential import SequentialMemory
@@ -296,3 +296,39 @@ def test_a_grammar_that_cannot_be_followed_fails_its_request_only() -> None:
 
     assert book.errors.keys() == {bad}
     assert book.text(good) == greedy_text("llama", [8, 9], 20)
+
+
+@given(st.lists(st.integers(1, 256), max_size=20), st.integers(0, 64))
+def test_groups_keep_the_order_and_are_padded_by_no_more_than_allowed(
+    sizes: list[int], most_padding: int
+) -> None:
+    groups = groups_alike(sizes, most_padding)
+
+    assert sum(groups) == len(sizes)
+    at = 0
+    for n in groups:
+        group = sizes[at : at + n]
+        at += n
+        assert n == 1 or max(group) * n - sum(group) <= most_padding
+        assert (
+            at == len(sizes)
+            or max(sizes[at - n : at + 1]) * (n + 1) - sum(sizes[at - n : at + 1]) > most_padding
+        )
+
+
+def test_a_long_prompt_does_not_have_short_ones_padded_to_its_length() -> None:
+    widths = []
+
+    class Watched(SlotMemory):
+        def run(self, first: int, pieces: Any, starts: Any) -> torch.Tensor:
+            widths.append([len(piece) for piece in pieces])
+            return super().run(first, pieces, starts)
+
+    dice = random.Random(5)
+    book = Book(Engine(Watched(tiny_decoder("llama"), 4, 128), TOKENIZER, 100))
+    prompts = [[dice.randrange(3, N_VOCAB) for _ in range(n)] for n in (60, 5, 6, 9)]
+    running = [book.admit(prompt, 6) for prompt in prompts]
+    book.finish()
+
+    assert widths[:2] == [[60], [5, 6, 9]]
+    assert [book.text(r) for r in running] == [greedy_text("llama", p, 6) for p in prompts]

@@ -20,7 +20,7 @@ from mlserve.observability.loggers import get_logger
 from mlserve.stepped import Advance
 from mlserve.tasks.generation import FinishReason, GenerationChunk
 
-__all__ = ["Engine", "Memory"]
+__all__ = ["Engine", "Memory", "groups_alike"]
 
 logger = get_logger(__name__)
 
@@ -168,13 +168,18 @@ class Engine:
         if not rows:
             return []
         lines: list[_Line] = []
-        logits = self._memory.run(self._n_writing, pieces, [row.n_cached for row in rows])
-        for row, piece, line in zip(rows, pieces, logits, strict=True):
-            prompt = row.running.prompt
-            if row.n_cached + len(piece) == len(prompt.tokens):
-                others = [Row(row.running, i, self._tokenizer) for i in range(1, prompt.n)]
-                choices = [row, *others]
-                lines.append((choices, _sampled(line.expand(prompt.n, -1), choices)))
+        first = self._n_writing
+        for n in groups_alike([len(piece) for piece in pieces], self._n_prompt_tokens // 8):
+            at = first - self._n_writing
+            group, parts = rows[at : at + n], pieces[at : at + n]
+            logits = self._memory.run(first, parts, [row.n_cached for row in group])
+            for row, part, line in zip(group, parts, logits, strict=True):
+                prompt = row.running.prompt
+                if row.n_cached + len(part) == len(prompt.tokens):
+                    others = [Row(row.running, i, self._tokenizer) for i in range(1, prompt.n)]
+                    choices = [row, *others]
+                    lines.append((choices, _sampled(line.expand(prompt.n, -1), choices)))
+            first += n
         return lines
 
     def _commit(
@@ -304,6 +309,29 @@ def _sampled(logits: Tensor, rows: Sequence[Row]) -> list[_Token]:
         masks.append(mask)
     tokens = sample(logits, [row.sampler for row in rows], masks)
     return [errors.get(number, token) for number, token in enumerate(tokens)]
+
+
+def groups_alike(sizes: Sequence[int], most_padding: int) -> list[int]:
+    """
+    Divide neighbours into groups of similar sizes, since what pads the shorter ones is computed.
+
+    Args:
+        sizes: Of each.
+        most_padding: How much a group may be padded by in all, before a call of its own costs less.
+
+    Returns:
+        How many are in each group.
+    """
+    groups: list[int] = []
+    longest = total = 0
+    for size in sizes:
+        longest, total = max(longest, size), total + size
+        if groups and longest * (groups[-1] + 1) - total <= most_padding:
+            groups[-1] += 1
+        else:
+            groups.append(1)
+            longest = total = size
+    return groups
 
 
 def _n_common(one: list[int], other: list[int]) -> int:

@@ -120,8 +120,11 @@ def sample(
             sampler.adjust(adjusted[row])
             if mask is not None:
                 adjusted[row].masked_fill_(~mask.to(adjusted.device), -torch.inf)
-    best, tokens = adjusted.max(dim=-1)
-    is_sound = (best.isfinite() & ~logits.isnan().any(dim=-1)).tolist()
+    best, tokens = adjusted.max(dim=-1)  # of a row with what is no number that is the largest
+    sound = best.isfinite()
+    if adjusted is not logits:  # a mask may have covered it
+        sound &= ~logits.isnan().any(dim=-1)
+    is_sound = sound.tolist()
     chosen: list[int] = tokens.tolist()
     drawn = [
         row

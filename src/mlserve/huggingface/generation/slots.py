@@ -143,8 +143,10 @@ class SlotMemory:
     def _logits(self, ids: Tensor, mask: Tensor, places: Tensor, sizes: list[int]) -> Tensor:
         wanted = sorted({size - 1 for size in sizes})
         options: dict[str, Any] = {}
-        if self._keeps_logits:
-            options["logits_to_keep"] = torch.tensor(wanted, device=self._device)
+        if self._keeps_logits:  # all are of the last place wherever no row is padded
+            options["logits_to_keep"] = (
+                1 if len(wanted) == 1 else torch.tensor(wanted, device=self._device)
+            )
         with torch.inference_mode():
             logits = self._model(
                 input_ids=ids,
@@ -154,6 +156,9 @@ class SlotMemory:
                 use_cache=True,
                 **options,
             ).logits
+        if len(wanted) == 1:
+            alike: Tensor = logits[:, -1].float()
+            return alike
         at = [wanted.index(size - 1) if self._keeps_logits else size - 1 for size in sizes]
         rows = torch.arange(len(sizes), device=self._device)
         last: Tensor = logits[rows, torch.tensor(at, device=self._device)].float()
