@@ -31,7 +31,7 @@ def as_parameters() -> list[Any]:
     for page in PAGES:
         source = page.read_text(encoding="utf-8")
         needs_server = "running(" in source or "started()" in source or "\ncurl " in source
-        marks = [pytest.mark.slow, pytest.mark.timeout(60)] if needs_server else []
+        marks = [pytest.mark.slow, pytest.mark.timeout(120)] if needs_server else []
         parameters.append(pytest.param(page, id=name_of(page), marks=marks))
     return parameters
 
