@@ -6,7 +6,10 @@ tokens, answers of 8 to 96, greedy, through every end token. All systems do the 
 turns, so that the machine's moods meet them alike, and have to give the same texts. The models are
 a Llama of 5 million parameters with random weights and the real SmolLM2-135M-Instruct, in float32.
 
-    python -m benchmarks.generation [--rounds 3] [--quick] [--json FILE]
+How many cores were busy with anything else is told as `disturbed`: where a thread of two has to
+wait for a core, the other one waits for it, so that only undisturbed figures can be compared.
+
+    python -m benchmarks.generation [--rounds 3] [--threads N] [--quick] [--json FILE]
 """
 
 import argparse
@@ -25,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import transformers
 from benchmarks.generation_systems import (
@@ -129,11 +133,22 @@ def measured(systems: Sequence[System], work: Work, rounds: int) -> dict[str, li
         system.run(work[:3])
     for number in range(rounds):
         for system in systems:
+            before = _busy_s()
             run = system.run(work)
+            run.others_busy = max(_busy_s() - before, 0.0) / run.took_s
             runs[system.name].append(run)
-            rate = f"{run.tokens_per_s:.0f} tokens/s"
-            print(f"round {number + 1}: {system.name}: {rate}", file=sys.stderr, flush=True)
+            told = f"{run.tokens_per_s:.0f} tokens/s, {run.others_busy:.2f} cores busy elsewhere"
+            print(f"round {number + 1}: {system.name}: {told}", file=sys.stderr, flush=True)
     return runs
+
+
+def _busy_s() -> float:
+    """Say how long cores have been busy with what is not of this benchmark, in seconds."""
+    cpu = psutil.cpu_times()
+    ours = psutil.Process()
+    times = [process.cpu_times() for process in (ours, *ours.children(recursive=True))]
+    idle_s = cpu.idle + getattr(cpu, "iowait", 0.0)
+    return float(sum(cpu[:8]) - idle_s - sum(each.user + each.system for each in times))
 
 
 def summarised(runs: dict[str, list[Run]], work: Work) -> dict[str, dict[str, Any]]:
@@ -149,6 +164,7 @@ def summarised(runs: dict[str, list[Run]], work: Work) -> dict[str, dict[str, An
             "tokens_per_s_rounds": [round(rate, 1) for rate in rates],
             "first_token_ms": round(statistics.median(map(statistics.median, firsts)) * 1e3, 1),
             "first_token_max_ms": round(statistics.median(map(max, firsts)) * 1e3, 1),
+            "others_busy": [round(run.others_busy, 2) for run in rounds],
             "equal": min(same),
             "of": len(work),
         }
@@ -156,13 +172,14 @@ def summarised(runs: dict[str, list[Run]], work: Work) -> dict[str, dict[str, An
 
 
 def print_table(model: str, summary: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{model:24} {'tokens/s':>9} {'rounds':>15} {'first token ms':>15} {'max':>8}   equal")
+    head = f"{'tokens/s':>9} {'rounds':>15} {'first token ms':>15} {'max':>8} {'disturbed':>10}"
+    print(f"\n{model:24} {head}   equal")
     for name, row in summary.items():
         low, high = min(row["tokens_per_s_rounds"]), max(row["tokens_per_s_rounds"])
         print(
             f"{name:24} {row['tokens_per_s']:9.1f} {low:7.0f}-{high:<7.0f}"
             f" {row['first_token_ms']:15.0f} {row['first_token_max_ms']:8.0f}"
-            f"   {row['equal']}/{row['of']}"
+            f" {max(row['others_busy']):10.2f}   {row['equal']}/{row['of']}"
         )
 
 
@@ -223,11 +240,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of the tiny model, else one less")
     parser.add_argument("--model", choices=["tiny", "smollm2"], help="only this one")
+    parser.add_argument(
+        "--threads", type=int, help="of torch; as many as there are cores if left out"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of fewer requests")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    os.environ["BENCHMARK_THREADS"] = f"{torch.get_num_threads()}"
     plans = {  # rounds, requests
         "tiny": (1, 48) if options.quick else (options.rounds, 12 * N_CLIENTS),
         "smollm2": (1, 8) if options.quick else (max(options.rounds - 1, 1), 2 * N_CLIENTS),

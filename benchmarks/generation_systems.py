@@ -59,6 +59,8 @@ class Run:
     texts: list[str]
     steps_s: list[float] = field(default_factory=list)
     """Of the engine: how long each step took."""
+    others_busy: float = 0.0
+    """How many cores were busy with anything else meanwhile."""
 
     @property
     def tokens_per_s(self) -> float:
