@@ -5,6 +5,7 @@ On a terminal, or with `--keep`, the server then runs until Ctrl+C; elsewhere th
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import openai
 
 SCRIPTS = Path(__file__).resolve().parent
 START_S = 180
@@ -34,9 +36,26 @@ SENTENCES = {
     "login": "I cannot log in to my account any more.",
 }
 
+QUESTIONS = ("What is the capital of France?", "What colour is the sky?", "What is 2 plus 2?")
+RAINBOW = "The colours of the rainbow are"
+NEWS = "At 41, Anna Schmidt has just opened her third bookshop in Berlin."
+PERSON: Any = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "city": {"type": "string", "maxLength": 40},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+
 
 class DemoError(Exception):
     """The demo cannot go on; the message says why."""
+
+
+FAILURES = (DemoError, httpx2.HTTPError, openai.OpenAIError)
 
 
 def heading(text: str) -> None:
@@ -78,7 +97,7 @@ def serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
     ):
         try:
             yield process
-        except (DemoError, httpx2.HTTPError):
+        except FAILURES:
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()[-8:]
             print("\nThe server's log ends with:", *lines, sep="\n  ", file=sys.stderr)
@@ -151,19 +170,75 @@ def show_batching(client: httpx2.Client, n_texts: int = 120) -> None:
     print(f"{len(texts) / elapsed_s:.0f} a second; {size:.1f} to a batch since the start")
 
 
-def show_stream(client: httpx2.Client, method: str, **request: Any) -> None:
-    print(f"  {method:4} /v1/models/lawyer/stream\n    ", end="")
-    started, times_s, data = time.monotonic(), [], ""
-    with client.stream(method, "/v1/models/lawyer/stream", **request) as answer:
-        for line in answer.iter_lines():
-            data = line.removeprefix("data: ") or data
-            if line.startswith('data: {"text"'):
-                times_s.append(time.monotonic() - started)
-                print(json.loads(data)["text"], end="", flush=True)
-    if data != "[DONE]" or not times_s:
-        raise DemoError(f"the stream answered {answer.status_code} and ended with {data[:300]!r}.")
+def print_pieces(pieces: Iterable[str], started: float) -> None:
+    """Print the pieces of a text as they come, then how many there were and when."""
+    times_s = []
+    print(end="    ")
+    for piece in pieces:
+        times_s.append(time.monotonic() - started)
+        print(piece.replace("\n", "\n    "), end="", flush=True)
+    if not times_s:
+        raise DemoError("the stream brought nothing.")
     took = f"the first after {1000 * times_s[0]:.0f} ms, the last after {times_s[-1]:.1f} s"
-    print(f"\n    {len(times_s)} chunks, {took}, then [DONE]")
+    print(f"\n    {len(times_s)} chunks, {took}")
+
+
+def texts_of(answer: httpx2.Response) -> Iterator[str]:
+    """Give the texts of a stream's events, up to its end."""
+    data = ""
+    for line in answer.iter_lines():
+        data = line.removeprefix("data: ") or data
+        if line.startswith("data: {") and (text := json.loads(data).get("text")):
+            yield text
+    if data != "[DONE]":
+        raise DemoError(f"the stream answered {answer.status_code} and ended with {data[:300]!r}.")
+
+
+def show_stream(client: httpx2.Client, method: str, model: str, **request: Any) -> None:
+    path = f"/v1/models/{model}/stream"
+    print(f"  {method:4} {path}")
+    started = time.monotonic()
+    with client.stream(method, path, **request) as answer:
+        print_pieces(texts_of(answer), started)
+
+
+def said(text: str, system: str = "") -> Any:
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": text}]
+
+
+def show_chat(client: httpx2.Client) -> None:
+    url = f"{client.base_url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as opened:
+        chat: Any = functools.partial(
+            opened.chat.completions.create, model="smollm2", temperature=0
+        )
+        print("  chat.completions.create(stream=True)")
+        started = time.monotonic()
+        stream = chat(messages=said("Name three fruits."), max_completion_tokens=32, stream=True)
+        texts = (text for chunk in stream if (text := chunk.choices[0].delta.content))
+        print_pieces(texts, started)
+
+        print(f"  {len(QUESTIONS)} conversations at once, written side by side")
+        started = time.monotonic()
+        with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+            ask = functools.partial(chat, max_completion_tokens=24)
+            answers = list(pool.map(lambda text: ask(messages=said(text)), QUESTIONS))
+        elapsed_s = time.monotonic() - started
+        for question, answer in zip(QUESTIONS, answers, strict=True):
+            print(f"    {question}  {answer.choices[0].message.content}")
+        n_tokens = sum(answer.usage.completion_tokens for answer in answers)
+        print(f"    {n_tokens} tokens in {elapsed_s:.1f} s, {n_tokens / elapsed_s:.0f} a second")
+
+        print("  An answer held to a JSON schema")
+        held = chat(
+            messages=said(NEWS, "Extract the facts from the text as JSON."),
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": PERSON},
+            },
+        )
+        print(f"    {NEWS}\n    {json.loads(held.choices[0].message.content)}")
 
 
 def show_errors(client: httpx2.Client) -> None:
@@ -183,9 +258,16 @@ def tour(client: httpx2.Client) -> None:
     show_similarities(client)
     heading("Requests that wait share a batch")
     show_batching(client)
-    heading("A stream, token by token; a browser can GET it too")
-    show_stream(client, "POST", json={"words": 24, "seed": 7})
-    show_stream(client, "GET", params={"words": 12, "seed": 3})
+    if any(model["id"] == "smollm2" for model in client.get("/v1/models").json()["data"]):
+        heading("A language model, token by token")
+        asked = {"prompt": RAINBOW, "echo": True, "max_tokens": 24, "temperature": 0}
+        show_stream(client, "POST", "smollm2", json=asked)
+        heading("The same model through the client of OpenAI")
+        show_chat(client)
+    else:
+        heading("A stream, token by token; a browser can GET it too")
+        show_stream(client, "POST", "lawyer", json={"words": 24, "seed": 7})
+        show_stream(client, "GET", "lawyer", params={"words": 12, "seed": 3})
     heading("All errors have one shape, and say what is wrong")
     show_errors(client)
 
@@ -208,7 +290,7 @@ def main() -> int:
                 process.wait()
     except KeyboardInterrupt:
         return 0 if keep else 130
-    except (DemoError, httpx2.HTTPError) as error:
+    except FAILURES as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
     print("  The tour is over and the server stopped; `scripts/demo --keep` leaves it running.")

@@ -1,4 +1,8 @@
-"""What `scripts/demo` serves: a real sentence encoder, and a tiny language model that streams."""
+"""
+What `scripts/demo` serves: a real sentence encoder and a real language model.
+
+Where the package with the language model is not installed, a toy that streams takes its place.
+"""
 
 import functools
 import random
@@ -10,8 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from mlserve import ModelHandler, ModelServer, ServerSettings
-from mlserve.huggingface import TextEmbedding, samples
+from mlserve import ModelHandler, ModelServer, Replicas, ServerSettings
+from mlserve.huggingface import TextEmbedding, TextGeneration, samples
+from mlserve.protocols.openai import OpenAIProtocol
 
 LICENSE = Path(__file__).resolve().parent.parent / "LICENSE"
 
@@ -56,4 +61,12 @@ class Lawyer(ModelHandler[Prompt, str, Token]):
 # It accepts connections at once, so that the tour sees `/ready` while the models load.
 server = ModelServer(title="mlserve demo", settings=ServerSettings(startup_wait_s=0))
 server.add("minilm", functools.partial(TextEmbedding, samples.minilm()))
-server.add("lawyer", Lawyer)
+try:
+    folder = samples.smollm2()  # the first call converts it
+except ImportError:
+    server.add("lawyer", Lawyer)
+else:
+    # In a process of its own: torch has one number of threads for each, and the encoder sets it.
+    chat = functools.partial(TextGeneration, folder, max_length=1024)
+    server.add("smollm2", chat, replicas=Replicas(count=1, placement="process"))
+server.use(OpenAIProtocol())
