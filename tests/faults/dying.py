@@ -17,7 +17,7 @@ from tests.faults.table import Mode, new_plan
 
 from mlserve import Limits, ModelServer
 
-HARD_TIMEOUT_S = 0.5
+HARD_TIMEOUT_S = 1.0
 LIMITS = Limits(timeout_s=10.0, stream_timeout_s=10.0, hard_timeout_s=HARD_TIMEOUT_S)
 SLACK_S = 1.0
 """How much longer than a load it may take until the next healthy request is answered."""
