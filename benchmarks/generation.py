@@ -127,10 +127,10 @@ def opened(name: str, folder: Path, port: int) -> list[System]:
 
 
 def measured(systems: Sequence[System], work: Work, rounds: int) -> dict[str, list[Run]]:
-    """Have each system do the work in each round, after a little of it to warm up."""
+    """Have each system do the work in each round, after one request to warm up."""
     runs: dict[str, list[Run]] = {system.name: [] for system in systems}
     for system in systems:
-        system.run(work[:3])
+        system.run(work[:1])
     for number in range(rounds):
         for system in systems:
             before = _busy_s()
