@@ -41,10 +41,11 @@ class Context:
         device: The device that the replica was given, such as `cpu` or `cuda:0`.
         replica: The replica's number, from 0.
         threads: How many compute threads it should use; `None` = as many as it likes.
+        batching: How its batches are bounded.
         report: Takes what `progress` is given; called in the thread of the hook that reports.
     """
 
-    __slots__ = ("_report", "device", "name", "replica", "threads", "version")
+    __slots__ = ("_report", "batching", "device", "name", "replica", "threads", "version")
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Context:
         device: str = "cpu",
         replica: int = 0,
         threads: int | None = None,
+        batching: Batching | None = None,
         report: Callable[[float, str], None] | None = None,
     ) -> None:
         self.name = name
@@ -61,6 +63,7 @@ class Context:
         self.device = device
         self.replica = replica
         self.threads = threads
+        self.batching = batching or Batching()
         self._report = report
 
     def progress(self, fraction: float, note: str = "") -> None:

@@ -85,6 +85,7 @@ class ThreadPlacement:
             device=device_of(number, self._spec.replicas),
             replica=number,
             threads=self._spec.replicas.threads_per_replica,
+            batching=self._spec.batching,
             report=report,
         )
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.huggingface.tiny_models import loaded, run
 
+from mlserve import Batching
 from mlserve.huggingface import EmbeddingRequest, Reranking, TextEmbedding
 from mlserve.huggingface._calibration import FACTORS, measure_budget
 from mlserve.huggingface._encoder import Encoder
@@ -91,6 +92,18 @@ def test_a_larger_budget_makes_texts_cheaper(
     tokens = loaded(handler).preprocess(EmbeddingRequest(text="a good film"))
 
     assert handler.cost(tokens) == cost
+
+
+def test_who_bounds_batches_by_himself_is_not_measured_for(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Encoder, "forward")
+    handler = TextEmbedding(encoder)
+    handler.calibration_s = 1.0
+
+    loaded(handler, batching=Batching(max_cost=DEFAULT - 1, padded=True))
+
+    assert handler.cost(handler.preprocess(EmbeddingRequest(text="a good film"))) == 5
 
 
 def test_runs_of_a_reranker_have_the_measured_budget(

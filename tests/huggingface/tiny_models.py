@@ -122,6 +122,6 @@ def run(handler: ModelHandler[Any, Any], requests: Iterable[Any]) -> list[Any]:
 
 
 def loaded(handler: HandlerT, **context: Any) -> HandlerT:
-    handler.context = Context(**context)
+    handler.context = Context(**{"batching": handler.batching, **context})
     handler.load()
     return handler

@@ -25,6 +25,7 @@ NO_LIMIT = 1_000_000
 FALLBACK_MAX_LENGTH = 512
 # The texts of a measurement: about as long as a paragraph.
 CALIBRATION_TOKENS = 64
+CALIBRATION_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +235,21 @@ class Encoder:
         self._n_vocabulary = getattr(self.model.config, "vocab_size", None)
         self._type_ids = "token_type_ids" in tokenizer.model_input_names
 
-    def calibrate(self, seconds: float) -> None:
+    def calibrate(self, seconds: float | None, asked: int | None) -> None:
         """
         Measure with how many padded tokens a batch runs best. Runs in the replica's thread.
 
         Args:
-            seconds: How long that may take, but for a run that has begun; 0 = measure nothing.
+            seconds: How long that may take, but for a run that has begun; 0 = measure nothing,
+                `None` = a while on CUDA and nothing on a CPU, of which the default is measured.
+            asked: What a batch is bounded by; nothing is measured unless it is the default.
         """
-        if seconds <= 0:
+        is_cuda = self.model.device.type == "cuda"
+        self._default_budget = padded_budget(int(is_cuda))
+        if seconds is None:
+            seconds = CALIBRATION_S if is_cuda else 0.0
+        if seconds <= 0 or asked != self._default_budget:
             return
-        self._default_budget = padded_budget(int(self.model.device.type == "cuda"))
         n_tokens = min(CALIBRATION_TOKENS, self.max_length or CALIBRATION_TOKENS)
         type_ids = [0] * n_tokens if self._type_ids else None
         text = Tokens([self._pad_id] * n_tokens, type_ids)

@@ -96,11 +96,12 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
     batching = encoder_batching(torch.cuda.device_count())
     replicas = encoder_replicas(torch.cuda.device_count(), available_cores())
 
-    calibration_s: float = 0.0
+    calibration_s: float | None = None
     """
     How many seconds `load` measures which budget of padded tokens is best here; 0 = not at all.
 
-    What is found replaces the default of `batching`: leave it at 0 with a `max_cost` of your own.
+    `None` = 2 on CUDA and 0 on a CPU. What is found takes the place of the default of `batching`;
+    with a `max_cost` of your own nothing is measured.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
             ConfigurationError: If the model is unsafe, incomplete, or not an encoder.
         """
         self.encoder.load(self.context)
-        self.encoder.calibrate(self.calibration_s)
+        self.encoder.calibrate(self.calibration_s, self.context.batching.max_cost)
         name = self.encoder.checkpoint.name
         if self.encoder.model.config.is_encoder_decoder:
             raise ConfigurationError(

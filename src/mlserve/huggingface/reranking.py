@@ -87,11 +87,12 @@ class Reranking(ModelHandler[RerankingRequest, Ranking]):
     batching = Batching(max_size=64, max_cost=padded_tokens)
     replicas = encoder_replicas(torch.cuda.device_count(), available_cores())
 
-    calibration_s: float = 0.0
+    calibration_s: float | None = None
     """
     How many seconds `load` measures which budget of padded tokens is best here; 0 = not at all.
 
-    What is found replaces `padded_tokens`.
+    `None` = 2 on CUDA and 0 on a CPU. What is found takes the place of `padded_tokens`, unless that
+    was set.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Reranking(ModelHandler[RerankingRequest, Ranking]):
             ConfigurationError: If the model is unsafe, incomplete, or has more than one score.
         """
         self.encoder.load(self.context)
-        self.encoder.calibrate(self.calibration_s)
+        self.encoder.calibrate(self.calibration_s, self.padded_tokens)
         self.padded_tokens = self.encoder.budget or self.padded_tokens
         n_labels = self.encoder.model.config.num_labels
         if n_labels != 1:

@@ -141,11 +141,12 @@ class TokenClassification(ModelHandler[TokenClassificationRequest, Entities]):
     batching = encoder_batching(torch.cuda.device_count())
     replicas = encoder_replicas(torch.cuda.device_count(), available_cores())
 
-    calibration_s: float = 0.0
+    calibration_s: float | None = None
     """
     How many seconds `load` measures which budget of padded tokens is best here; 0 = not at all.
 
-    What is found replaces the default of `batching`: leave it at 0 with a `max_cost` of your own.
+    `None` = 2 on CUDA and 0 on a CPU. What is found takes the place of the default of `batching`;
+    with a `max_cost` of your own nothing is measured.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class TokenClassification(ModelHandler[TokenClassificationRequest, Entities]):
             ConfigurationError: If the model is unsafe, incomplete, or does not fit the task.
         """
         self.encoder.load(self.context)
-        self.encoder.calibrate(self.calibration_s)
+        self.encoder.calibrate(self.calibration_s, self.context.batching.max_cost)
         if not self.encoder.tokenizer.is_fast:
             raise ConfigurationError(
                 f"The tokenizer of model {self.encoder.checkpoint.name!r} does not know where its"

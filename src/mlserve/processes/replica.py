@@ -124,6 +124,7 @@ class ReplicaProcess:
             device=boot.device,
             replica=boot.replica,
             threads=boot.threads,
+            batching=boot.batching,
             report=self._report_progress,
         )
 

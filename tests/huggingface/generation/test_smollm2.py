@@ -7,6 +7,8 @@ import torch
 
 from mlserve import Context
 from mlserve.huggingface import TextGeneration, samples
+from mlserve.huggingface.generation.engine import Engine
+from mlserve.huggingface.generation.slots import SlotMemory
 from mlserve.tasks.generation import GenerationRequest, Message
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -52,10 +54,12 @@ def together(handler: TextGeneration, questions: list[str]) -> list[str]:
 def alone(handler: TextGeneration, question: str) -> str:
     """Ask `generate()` of transformers."""
     prompt = handler.preprocess(request_for(question))
+    assert isinstance(handler._engine, Engine)
     memory = handler._engine._memory
+    assert isinstance(memory, SlotMemory)
     ids = torch.tensor([prompt.tokens])
     with torch.inference_mode():
-        out = memory._model.generate(  # type: ignore[attr-defined]  # it is a SlotMemory
+        out = memory._model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=N_NEW, do_sample=False
         )
     tokenizer = handler._engine._tokenizer

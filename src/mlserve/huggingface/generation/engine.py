@@ -15,10 +15,8 @@ from torch import Tensor
 from mlserve.errors import InvalidInputError, MLServeError, ModelError
 from mlserve.huggingface.generation.sampling import Sampled, sample
 from mlserve.huggingface.generation.sequences import Prompt, Row, Running
-from mlserve.huggingface.generation.writing import told_logprobs
 from mlserve.observability.loggers import get_logger
 from mlserve.stepped import Advance
-from mlserve.tasks.generation import FinishReason, GenerationChunk
 
 __all__ = ["Engine", "Memory", "groups_alike"]
 
@@ -221,7 +219,7 @@ class Engine:
         try:
             if not isinstance(token, Sampled):
                 raise token or ModelError("The model gave what is no number.")
-            chunk = self._chunk(row, token)
+            chunk = row.take(token)
         except MLServeError as exc:
             advance.error = exc
             self.evict(running)
@@ -234,38 +232,6 @@ class Engine:
             advance.is_finished = running.n_ended == running.prompt.n
             if advance.is_finished:
                 chunk.usage = running.usage
-
-    def _chunk(self, row: Row, sampled: Sampled) -> GenerationChunk | None:
-        """Give what a token brings, if anything; the last one comes with its reason."""
-        prompt = row.running.prompt
-        text = "" if row.new else prompt.echo
-        row.running.usage.completion_tokens += 1
-        reason: FinishReason | None = None
-        logprobs = None
-        if sampled.token in prompt.end_tokens:
-            reason = "stop"
-        else:
-            row.take(sampled)
-            text += row.writer.write(sampled.token)
-            logprobs = told_logprobs(self._tokenizer, sampled)
-            if row.writer.is_stopped or (row.grammar is not None and row.grammar.is_finished):
-                reason = "stop"
-            elif len(row.new) >= prompt.max_tokens:
-                reason = "length"
-        if reason is not None:
-            text += row.writer.finish()
-        calls: list[dict[str, Any]] = []
-        if row.reader is not None:
-            text, calls, reason = row.reader.told(text, reason)
-        if not text and not calls and logprobs is None and reason is None:
-            return None
-        return GenerationChunk(
-            index=row.index,
-            text=text,
-            logprobs=logprobs,
-            tool_calls=calls or None,
-            finish_reason=reason,
-        )
 
     def _end(self, row: Row) -> None:
         row.running.n_ended += 1

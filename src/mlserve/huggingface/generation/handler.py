@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,6 +12,7 @@ from mlserve.errors import ConfigurationError
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import Dtype, place
 from mlserve.huggingface.generation.engine import Engine, Memory
+from mlserve.huggingface.generation.paged import PagedEngine
 from mlserve.huggingface.generation.prompts import PromptMaker
 from mlserve.huggingface.generation.sequences import Prompt, Running
 from mlserve.huggingface.generation.sequential import SequentialMemory
@@ -30,6 +31,8 @@ from mlserve.tasks.generation import (
 __all__ = ["TextGeneration"]
 
 logger = get_logger(__name__)
+
+EngineKind = Literal["auto", "slots", "sequential", "paged"]
 
 _SLOTS = {"cpu": 16, "cuda": 64}
 _LONGEST = 4096
@@ -54,7 +57,9 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
         max_length: How many tokens a prompt and its answer have together at most; `None` = what the
             model says, up to 4096.
         engine: `"slots"` computes all sequences at once and needs plain attention in every layer;
-            `"sequential"` takes any decoder, one sequence after the other; `"auto"` chooses.
+            `"sequential"` takes any decoder, one sequence after the other; `"auto"` chooses between
+            them. `"paged"` is the continuous batching of transformers, which shares pages of memory
+            between sequences and has only temperature, `top_p` and `top_k` to choose from.
         prompt_tokens: How many tokens of prompts are read per step; `None` = 256 on CPU, 2048 on
             CUDA. More lets prompts be read faster and makes those wait longer who write.
         regex: What every answer has to match that asks for no other format.
@@ -78,7 +83,7 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
         dtype: Dtype = "auto",
         slots: int | None = None,
         max_length: int | None = None,
-        engine: Literal["auto", "slots", "sequential"] = "auto",
+        engine: EngineKind = "auto",
         prompt_tokens: int | None = None,
         regex: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -93,9 +98,9 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
         ):
             if value is not None and value < 1:
                 raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
-        if engine not in ("auto", "slots", "sequential"):
+        if engine not in get_args(EngineKind):
             raise ConfigurationError(
-                f'`engine` must be "auto", "slots" or "sequential", got {engine!r}.'
+                f'`engine` must be "auto", "slots", "sequential" or "paged", got {engine!r}.'
             )
         self._slots = slots
         self._max_length = max_length
@@ -107,18 +112,33 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
         """Open the model and take the memory for its sequences."""
         device, dtype = place(self.context, self._checkpoint.dtype)
         tokenizer, model = self._checkpoint.load(AutoModelForCausalLM, dtype=dtype, device=device)
-        memory = self._memory(model)
-        self.slots = memory.n_rows
         kind = device.type if device.type in _PROMPT_TOKENS else "cuda"
-        self._engine = Engine(memory, tokenizer, self._prompt_tokens or _PROMPT_TOKENS[kind])
+        n_prompt_tokens = self._prompt_tokens or _PROMPT_TOKENS[kind]
+        most = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
+        max_length = min(self._max_length or _LONGEST, most)
+        slots = self._slots or _SLOTS[kind]
+        self._engine: Engine | PagedEngine
+        if self._engine_kind == "paged":
+            self._engine = self._paged(model, tokenizer, slots, max_length, n_prompt_tokens)
+        else:
+            memory = self._memory(model, slots, max_length)
+            slots = memory.n_rows
+            self._engine = Engine(memory, tokenizer, n_prompt_tokens)
+        self.slots = slots
         self._prompts = PromptMaker(
             tokenizer,
             n_vocab=model.get_output_embeddings().weight.shape[0],
-            max_length=memory.max_length,
-            n_choices=memory.n_rows,
+            max_length=max_length,
+            n_choices=slots,
             defaults=model.generation_config,
             regex=self._regex,
         )
+
+    def unload(self) -> None:
+        """End what the engine runs beside the replica's thread."""
+        engine = getattr(self, "_engine", None)
+        if isinstance(engine, PagedEngine):
+            engine.close()
 
     def examples(self) -> list[GenerationRequest]:
         """Give a prompt that any tokenizer reads."""
@@ -151,10 +171,23 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
             usage=next((chunk.usage for chunk in reversed(output) if chunk.usage), Usage()),
         )
 
-    def _memory(self, model: Any) -> Memory:
-        most = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
-        max_length = min(self._max_length or _LONGEST, most)
-        slots = self._slots or _SLOTS.get(model.device.type, _SLOTS["cuda"])
+    def _paged(
+        self, model: Any, tokenizer: Any, slots: int, max_length: int, n_prompt_tokens: int
+    ) -> PagedEngine:
+        n_tokens = None
+        if model.device.type == "cpu":
+            n_tokens = max_length * self._fitting(
+                slots, max_length, bytes_per_token(model), model.device
+            )
+        try:
+            return PagedEngine(model, tokenizer, n_tokens, n_prompt_tokens)
+        except Exception as exc:
+            raise ConfigurationError(
+                f"transformers cannot run model {self._checkpoint.name!r} in pages:"
+                f' {str(exc)[:300]} Use `engine="auto"`.'
+            ) from exc
+
+    def _memory(self, model: Any, slots: int, max_length: int) -> Memory:
         is_plain = has_plain_attention(model)
         if self._engine_kind == "slots" and not is_plain:
             raise ConfigurationError(

@@ -7,8 +7,8 @@ from typing import Any
 from mlserve.huggingface.generation.grammar import Grammar
 from mlserve.huggingface.generation.sampling import Sampled, Sampler, Sampling
 from mlserve.huggingface.generation.tools import ToolReader
-from mlserve.huggingface.generation.writing import TextWriter
-from mlserve.tasks.generation import Usage
+from mlserve.huggingface.generation.writing import TextWriter, told_logprobs
+from mlserve.tasks.generation import FinishReason, GenerationChunk, Usage
 
 __all__ = ["Prompt", "Row", "Running"]
 
@@ -47,10 +47,21 @@ class Row:
         tokenizer: The model's.
     """
 
-    __slots__ = ("grammar", "index", "n_cached", "new", "reader", "running", "sampler", "writer")
+    __slots__ = (
+        "_tokenizer",
+        "grammar",
+        "index",
+        "n_cached",
+        "new",
+        "reader",
+        "running",
+        "sampler",
+        "writer",
+    )
 
     def __init__(self, running: "Running", index: int, tokenizer: Any) -> None:
         prompt = running.prompt
+        self._tokenizer = tokenizer
         self.running = running
         self.index = index
         self.n_cached = 0
@@ -76,12 +87,48 @@ class Row:
         """Give the tokens that are in the memory."""
         return [*self.running.prompt.tokens, *self.new][: self.n_cached]
 
-    def take(self, sampled: Sampled) -> None:
-        """Take in the token that was chosen."""
-        self.sampler.note(sampled.token)
-        self.new.append(sampled.token)
+    def take(self, sampled: Sampled) -> GenerationChunk | None:
+        """
+        Take in the token that was chosen.
+
+        Returns:
+            What it brings, if anything; the last one comes with the reason of the end.
+        """
+        prompt = self.running.prompt
+        text = "" if self.new else prompt.echo
+        self.running.usage.completion_tokens += 1
+        reason: FinishReason | None = None
+        logprobs = None
+        if sampled.token in prompt.end_tokens:
+            reason = "stop"
+        else:
+            self._append(sampled.token)
+            text += self.writer.write(sampled.token)
+            logprobs = told_logprobs(self._tokenizer, sampled)
+            if self.writer.is_stopped or (self.grammar is not None and self.grammar.is_finished):
+                reason = "stop"
+            elif len(self.new) >= prompt.max_tokens:
+                reason = "length"
+        if reason is not None:
+            text += self.writer.finish()
+        calls: list[dict[str, Any]] = []
+        if self.reader is not None:
+            text, calls, reason = self.reader.told(text, reason)
+        if not text and not calls and logprobs is None and reason is None:
+            return None
+        return GenerationChunk(
+            index=self.index,
+            text=text,
+            logprobs=logprobs,
+            tool_calls=calls or None,
+            finish_reason=reason,
+        )
+
+    def _append(self, token: int) -> None:
+        self.sampler.note(token)
+        self.new.append(token)
         if self.grammar is not None:
-            self.grammar.advance(sampled.token)
+            self.grammar.advance(token)
 
     def __repr__(self) -> str:
         return f"<Row {self.index}, {self.n_cached} tokens in memory, {len(self.new)} new>"
