@@ -173,7 +173,9 @@ def test_a_stream_of_which_nothing_was_sent_is_begun_again_and_others_end_with_a
     require_each(cell.innocent(STREAMING, "cut"), cut)
     require_each(cell.innocent(STREAMING, "after"), whole)
     require_each(cell.named(STREAMING, "guilty-infer"), blame(cell.death))
-    require_each(cell.named(STREAMING, "guilty-place"), cut)
+    # Its last chunk may have been on its way out of the process that it ended.
+    one_less = Outcome(200, "replica_died", AT_CHUNK - 1)
+    require_each(cell.named(STREAMING, "guilty-place"), cut, one_less)
 
 
 def test_a_crowd_of_clients_sees_nothing_of_it(cell: Cell) -> None:
