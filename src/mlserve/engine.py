@@ -26,6 +26,7 @@ from mlserve.execution.worker import TaskSet
 from mlserve.job import FutureSink, Job
 from mlserve.lane import Lane
 from mlserve.lifecycle import UNLOAD_S, Lifecycle, ModelState
+from mlserve.observability.listeners import Listeners
 from mlserve.observability.loggers import get_logger
 from mlserve.placement import ThreadPlacement
 from mlserve.processes.lane import RemoteLane
@@ -58,6 +59,8 @@ class Engine:
         """Where the replicas come from."""
         self.n_processes = 1
         """How many processes serve the model over HTTP; set by who starts them."""
+        self.listeners = Listeners()
+        """Who is told of the model's requests once they have ended."""
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()

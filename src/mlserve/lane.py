@@ -16,6 +16,7 @@ from mlserve.batching.queue import RequestQueue
 from mlserve.errors import MLServeError, ModelFailedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
+from mlserve.observability.metrics import batch_metrics
 from mlserve.spec import ModelSpec
 from mlserve.statistics import Figures
 from mlserve.streaming import Channel
@@ -38,7 +39,8 @@ class Lane:
     def __init__(self, spec: ModelSpec, pool: ReplicaPool, clock: Callable[[], float]) -> None:
         self.pool = pool
         self.queue: RequestQueue[Job] = RequestQueue(_FIRST_CAPACITY)
-        self.batcher = Batcher(spec.batching, pool, self.queue, clock)
+        metrics = batch_metrics(spec.name, spec.version)
+        self.batcher = Batcher(spec.batching, pool, self.queue, clock, metrics)
         limits = spec.limits
         max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
         self._admission = Admission(

@@ -2,15 +2,25 @@
 
 import itertools
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
 from mlserve.engine import Engine
-from mlserve.errors import ConfigurationError, SchemaViolationError
+from mlserve.errors import (
+    AbandonedError,
+    ConfigurationError,
+    MLServeError,
+    SchemaViolationError,
+)
 from mlserve.handler import Call
 from mlserve.job import Job
+from mlserve.observability.access_log import inference_line
+from mlserve.observability.listeners import Ended
+from mlserve.observability.metrics import model_metrics
 from mlserve.spec import Factory
 from mlserve.statistics import Statistics
 
@@ -73,7 +83,9 @@ class Model:
         Raises:
             MLServeError: Why there is no answer.
         """
-        return await self.engine.predict(self._job(request, "predict", timeout_s, priority))
+        job = self._job(request, "predict", timeout_s, priority)
+        with self._telling(job, is_stream=False):
+            return await self.engine.predict(job)
 
     async def stream(
         self, request: Any, *, timeout_s: float | None = None, priority: int = 0
@@ -89,9 +101,11 @@ class Model:
         Raises:
             MLServeError: Why there are no (more) chunks.
         """
-        async with self.engine.stream(self._job(request, "stream", timeout_s, priority)) as stream:
-            async for chunk in stream:
-                yield chunk
+        job = self._job(request, "stream", timeout_s, priority)
+        with self._telling(job, is_stream=True):
+            async with self.engine.stream(job) as stream:
+                async for chunk in stream:
+                    yield chunk
 
     async def reload(self, handler: Factory | None = None) -> None:
         """
@@ -108,6 +122,40 @@ class Model:
     def statistics(self) -> Statistics:
         """Say what the model has done and is doing."""
         return self.engine.statistics()
+
+    @contextmanager
+    def _telling(self, job: Job, *, is_stream: bool) -> Iterator[None]:
+        """Count a call, and tell those who keep records, as it is done for requests over HTTP."""
+        started = time.perf_counter()
+        status, code = 200, None
+        try:
+            yield
+        except MLServeError as exc:
+            status, code = exc.status, exc.code
+            raise
+        except BaseException:  # who has called it has left
+            status, code = AbandonedError.status, AbandonedError.code
+            raise
+        finally:
+            line = inference_line(
+                request_id=job.call.request_id,
+                model=self.name,
+                version=self.version,
+                status=status,
+                code=code,
+                total_s=time.perf_counter() - started,
+                times=job.times,
+                annotations=job.call.annotations,
+            )
+            model_metrics(self.name, self.version).note_request(line, job.call.annotations)
+            self.engine.listeners.tell(
+                Ended(
+                    line=line,
+                    annotations=job.call.annotations,
+                    at=time.time(),  # noqa: TID251 - the date that a record has
+                    is_stream=is_stream,
+                )
+            )
 
     def _job(self, request: Any, hook: str, timeout_s: float | None, priority: int) -> Job:
         contract = self.engine.spec.contract

@@ -324,6 +324,8 @@ class ServerSettings(BaseSettings):
     """The header that carries the request id, in requests and answers."""
     expose_docs: bool = True
     """Whether `/docs`, `/openapi.json` and `/playground` are served."""
+    expose_metrics: bool = True
+    """Whether `/metrics` is served."""
     swagger_assets_url: str | None = None
     """Where `/docs` finds `swagger-ui-bundle.js` and `swagger-ui.css`; `None` = FastAPI's CDN."""
     freeze_gc: bool = True

@@ -12,6 +12,7 @@ from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.handler import Call
 from mlserve.job import Job
+from mlserve.observability.metrics import batch_metrics
 from mlserve.settings import Batching
 from mlserve.testing import FakeClock
 
@@ -78,7 +79,9 @@ class Rig:
         self.clock = clock
         self.pool = FakePool(n_replicas)
         self.queue: RequestQueue[Job] = RequestQueue(capacity=1000)
-        self.batcher = Batcher(batching or Batching(), self.pool, self.queue, self.clock)
+        self.batcher = Batcher(
+            batching or Batching(), self.pool, self.queue, self.clock, batch_metrics("test", "v1")
+        )
 
     def submit(self, *names: str, timeout_s: float = 60.0) -> list[Job]:
         jobs = []

@@ -32,6 +32,7 @@ KEYS = [
     "postprocess_ms",
     "batch_size",
     "chunks",
+    "tokens",
 ]
 
 
@@ -84,6 +85,7 @@ def test_a_prediction_leaves_one_line_with_these_facts(
         "bytes_out": 5,
         "batch_size": 1,
         "chunks": 0,
+        "tokens": 0,
         "n_characters": 3,
     }
     assert {key: line[key] for key in expected} == expected

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.http.waiting import until
 
 from mlserve.observability import log_queue
-from mlserve.observability.access_log import InferenceLine, InferenceRecord, JsonFormatter
+from mlserve.observability.access_log import InferenceLine, InferenceLogRecord, JsonFormatter
 from mlserve.observability.log_queue import (
     QueuedHandler,
     StderrHandler,
@@ -217,7 +217,7 @@ def test_the_line_of_an_inference_is_written_by_the_thread_too(
     facts = dict.fromkeys(InferenceLine.__annotations__, 0) | {"request_id": "r-1"}
 
     with queued_logging("queued"):
-        log.handle(InferenceRecord(cast("InferenceLine", facts), {"n_tokens": 3}))
+        log.handle(InferenceLogRecord(cast("InferenceLine", facts), {"n_tokens": 3}))
 
     line = json.loads(listing.lines[0])
     assert (line["request_id"], line["n_tokens"]) == ("r-1", 3)

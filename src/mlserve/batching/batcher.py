@@ -17,6 +17,7 @@ from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
+from mlserve.observability.metrics import BatchMetrics
 from mlserve.settings import Batching
 
 __all__ = ["BatchRunner", "Batcher", "Pool"]
@@ -51,6 +52,7 @@ class Batcher:
         pool: Where batches run; may be exchanged with `use`.
         queue: The waiting requests.
         clock: Gives monotonic seconds.
+        metrics: Count the batches.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Batcher:
         pool: Pool,
         queue: RequestQueue[Job],
         clock: Callable[[], float],
+        metrics: BatchMetrics,
     ) -> None:
         self.cost_model = CostModel()
         self.n_batches = 0
@@ -72,6 +75,7 @@ class Batcher:
         self.cap = MemoryCap(batching.max_cost or batching.max_size)
         """The largest batch that memory allows, in requests or in cost."""
         self._batching = batching
+        self._metrics = metrics
         self._pool = pool
         self._queue = queue
         self._clock = clock
@@ -187,6 +191,13 @@ class Batcher:
         self.n_batches += 1
         self.n_splits += report.n_splits
         self.n_out_of_memory += report.n_out_of_memory
+        self._metrics.note_batch([job.cost for job in batch], is_padded=self._batching.padded)
+        if report.n_splits or report.n_out_of_memory:
+            self._metrics.note_troubles(
+                n_splits=report.n_splits,
+                n_isolated=report.n_isolated,
+                n_out_of_memory=report.n_out_of_memory,
+            )
         if not report.n_splits:  # what was run several times says nothing of what it costs
             self.cost_model.observe(len(batch), report.infer_s)
             if not report.has_failed:

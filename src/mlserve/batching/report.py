@@ -16,6 +16,8 @@ class BatchReport:
     """How long `infer` took in all, in seconds."""
     n_splits: int = 0
     """How often a part of the batch failed and was split."""
+    n_isolated: int = 0
+    """How many requests were found to be what made it fail."""
     n_out_of_memory: int = 0
     """How often memory ran out."""
     too_large: Sequence[Job] = ()

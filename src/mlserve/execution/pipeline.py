@@ -150,6 +150,7 @@ class Pipeline:
         if is_memory:
             free_memory()
         if error is not None:
+            report.n_isolated += report.n_splits > 0
             return [error] * len(jobs)
         report.n_splits += 1
         middle = len(jobs) // 2

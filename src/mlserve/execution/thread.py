@@ -24,6 +24,7 @@ from mlserve.execution.worker import Mailbox, TaskSet, Worker
 from mlserve.handler import Context, ModelHandler
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
+from mlserve.observability.metrics import batch_metrics
 from mlserve.settings import Batching
 from mlserve.stepped import SteppedHandler
 from mlserve.streaming import Channel
@@ -103,6 +104,8 @@ class ThreadReplica:
             Exception: What a hook raised.
         """
         self._load_begun = True
+        context = self._handler.context
+        batch_metrics(context.name, context.version).note_start()
         await self._run_stage(self._pipeline.call("load"))
         on_warming()
         if isinstance(self._handler, SteppedHandler):

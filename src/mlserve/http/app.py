@@ -12,13 +12,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.health import make_health, make_ready
 from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
+from mlserve.http.metrics import make_metrics
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
 from mlserve.http.protocol import ServingProtocol
@@ -129,6 +130,14 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
         tags=["server"],
     )
     _add_lists(routes, plan)
+    if plan.settings.expose_metrics:
+        routes.add_plain(
+            "/metrics",
+            make_metrics(registry),
+            response_class=PlainTextResponse,
+            dependencies=list(plan.dependencies),
+            tags=["server"],
+        )
     if plan.settings.expose_docs:
         routes.add_plain(
             "/playground",

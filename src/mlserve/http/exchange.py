@@ -7,13 +7,17 @@ It wraps `send`, so it sees every answer, those of error handlers and of streams
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.types import Message, Scope, Send
 
+from mlserve.errors import AbandonedError
 from mlserve.job import Job, StageTimes
-from mlserve.observability.access_log import InferenceLine, log_inference
+from mlserve.observability.access_log import InferenceLine, as_ms, inference_line, log_inference
+from mlserve.observability.listeners import Ended, Listeners
+from mlserve.observability.metrics import model_metrics
 from mlserve.settings import ServerSettings
 
 __all__ = ["EXCHANGE", "Exchange", "request_id_of"]
@@ -27,6 +31,12 @@ _MAX_REQUEST_ID = 128
 _process = os.urandom(6).hex()
 _numbers = itertools.count(1)
 _NO_TIMES = StageTimes()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_LEFT = 499  # as nginx has it: the client has left before there was an answer
+_NO_ROOM = (429, 503)
+_LONGEST_KEPT = 2**20
+_EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_DATA, _DONE = b"data:", b"[DONE]\n\n"
 
 
 def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
@@ -56,12 +66,19 @@ class Exchange:
         scope: The ASGI scope.
         send: The ASGI send of the connection.
         settings: The server's settings.
-        model: The model's name; may be changed once the request has named it.
-        version: The model's version; likewise.
+        model: The model's name.
+        version: The model's version.
+        listeners: Who is told of it once it has ended.
     """
 
     def __init__(
-        self, scope: Scope, send: Send, settings: ServerSettings, model: str, version: str
+        self,
+        scope: Scope,
+        send: Send,
+        settings: ServerSettings,
+        model: str,
+        version: str,
+        listeners: Listeners | None = None,
     ) -> None:
         self.request_id = request_id_of(scope, settings.request_id_header)
         self.job: Job | None = None
@@ -71,14 +88,29 @@ class Exchange:
         self.on_end: Callable[[], Awaitable[None]] | None = None
         """Ends what still runs for the answer, whether or not it was ever sent."""
         self.bytes_in = 0
-        self.model = model
-        self.version = version
+        self.key: str | None = None
+        """The name of the API key that the request came with."""
+        self.body: bytes | None = None
+        """The request's body, if it is to be kept."""
+        self.name_model(model, version, listeners)
         self._send = send
         self._settings = settings
         self._started = time.perf_counter()
         self._status = 0
         self._bytes_out = 0
+        self._answer: list[bytes] = []
+        self._is_stream = False
+        self._last_chunk_at = 0.0
         scope[EXCHANGE] = self
+
+    def name_model(self, model: str, version: str, listeners: Listeners | None) -> None:
+        """Say whose request it is."""
+        self.model = model
+        self.version = version
+        self.metrics = model_metrics(model, version)
+        self._listeners = listeners
+        self.keeps_payloads = listeners is not None and listeners.keeps_payloads
+        """Whether somebody wants the bodies."""
 
     @property
     def id_header(self) -> tuple[bytes, bytes]:
@@ -91,12 +123,23 @@ class Exchange:
             self._status = message["status"]
             headers = list(message.get("headers", ()))
             headers.append(self.id_header)
+            self._is_stream = _EVENT_STREAM in headers
             if self.job is not None:
                 headers.append((b"server-timing", _server_timing(self.job)))
             message = {**message, "headers": headers}
-        elif message["type"] == "http.response.body":
-            self._bytes_out += len(message.get("body", b""))
+        elif message["type"] == "http.response.body" and (body := message.get("body")):
+            self._note_body(body)
         await self._send(message)
+
+    def _note_body(self, body: bytes) -> None:
+        self._bytes_out += len(body)
+        if self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT:
+            self._answer.append(body)
+        if self._is_stream and body.startswith(_DATA) and not body.endswith(_DONE):
+            now, last = time.perf_counter(), self._last_chunk_at
+            is_first = not last
+            self.metrics.note_chunk(now - (last or self._started), is_first=is_first)
+            self._last_chunk_at = now
 
     async def end(self, scope: Scope) -> None:
         """End and log a request that was answered, and let go of it with its payload."""
@@ -112,28 +155,39 @@ class Exchange:
         self.finish()
 
     def finish(self) -> None:
-        """Write the line of the access log."""
-        if not self._settings.access_log:
-            return
+        """Tell the access log, the metrics and the listeners."""
         job = self.job
-        times = job.times if job is not None else _NO_TIMES
-        facts: InferenceLine = {
-            "request_id": self.request_id,
-            "model": self.model,
-            "version": self.version,
-            "status": self._status or 499,
-            "code": self.code,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self._bytes_out,
-            "total_ms": _ms(time.perf_counter() - self._started),
-            "queue_ms": _ms(times.queue_s),
-            "preprocess_ms": _ms(times.preprocess_s),
-            "infer_ms": _ms(times.infer_s),
-            "postprocess_ms": _ms(times.postprocess_s),
-            "batch_size": times.batch_size,
-            "chunks": times.chunks,
-        }
-        log_inference(facts, job.call.annotations if job is not None else {})
+        status = self._status or _LEFT
+        annotations = job.call.annotations if job is not None else _NOTHING
+        line = inference_line(
+            request_id=self.request_id,
+            model=self.model,
+            version=self.version,
+            status=status,
+            code=self.code or (None if self._status else AbandonedError.code),
+            total_s=time.perf_counter() - self._started,
+            times=job.times if job is not None else _NO_TIMES,
+            annotations=annotations,
+            bytes_in=self.bytes_in,
+            bytes_out=self._bytes_out,
+        )
+        self.metrics.note_request(line, annotations)
+        if self._settings.access_log:
+            log_inference(line, annotations)
+        # Those who found no room have not reached the model.
+        if self._listeners and (job is not None or status not in _NO_ROOM):
+            self._listeners.tell(self._ended(line, annotations))
+
+    def _ended(self, line: InferenceLine, annotations: Mapping[str, Any]) -> Ended:
+        return Ended(
+            line=line,
+            annotations=annotations,
+            at=time.time(),  # noqa: TID251 - the date that a record has
+            is_stream=self._is_stream,
+            key=self.key,
+            request=self.body,
+            response=b"".join(self._answer) if self.keeps_payloads else None,
+        )
 
 
 def _server_timing(job: Job) -> bytes:
@@ -144,8 +198,4 @@ def _server_timing(job: Job) -> bytes:
         "infer": times.infer_s,
         "postprocess": times.postprocess_s,
     }
-    return ", ".join(f"{name};dur={_ms(value)}" for name, value in stages.items()).encode()
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+    return ", ".join(f"{name};dur={as_ms(value)}" for name, value in stages.items()).encode()

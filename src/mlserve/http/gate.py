@@ -52,7 +52,9 @@ class Gate:
         try:
             route.require_room(scope)
         except CapacityError as exc:
-            exchange = Exchange(scope, _nowhere, self._settings, route.model, route.version)
+            exchange = Exchange(
+                scope, _nowhere, self._settings, route.model, route.version, route.listeners
+            )
             response = error_response(exc, exchange.request_id)
             lines = [*headers, *response.raw_headers, exchange.id_header]
             head = b"".join(b"%s: %s\r\n" % line for line in lines)

@@ -61,6 +61,7 @@ async def new_job(
         CapacityError: If there is no room for it; its body has not been read then.
     """
     contract = model.engine.spec.contract
+    exchange: Exchange = request.scope[EXCHANGE]
     budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
     if request.method == "GET":
         await read_body(request, settings.body_timeout_s)  # discarded: the query says it all
@@ -70,11 +71,11 @@ async def new_job(
     else:
         require_json(request.headers)
         body = await read_body(request, settings.body_timeout_s)
+        if exchange.keeps_payloads:
+            exchange.body = body
         payload = parse_json(contract.request, body)
-    job = job_of(request, model, settings, payload, budget_s=budget_s, priority=priority)
-    exchange: Exchange = request.scope[EXCHANGE]
-    exchange.job = job
-    return job
+    exchange.job = job_of(request, model, settings, payload, budget_s=budget_s, priority=priority)
+    return exchange.job
 
 
 def job_of(

@@ -23,6 +23,7 @@ from mlserve.http.body import BodyLimit
 from mlserve.http.errors import ERROR_SHAPE, ErrorShape, handle_error
 from mlserve.http.exchange import Exchange
 from mlserve.http.shutdown import MODEL, answer_cancelled
+from mlserve.observability.listeners import Listeners
 from mlserve.settings import ServerSettings
 
 __all__ = ["NO_MODEL", "Answer", "ModelRoute", "ServerRoute"]
@@ -80,6 +81,7 @@ class ModelRoute(APIRoute):
         max_body_bytes: How large a body may be.
         require_room: Raises a `CapacityError` for a request whose head is known and nothing else,
             if the model has no room for it.
+        listeners: Who is told of its requests.
         shape: What its protocol says of errors; `None` = what mlserve says.
         options: What FastAPI's route takes.
     """
@@ -95,6 +97,7 @@ class ModelRoute(APIRoute):
         version: str,
         max_body_bytes: int,
         require_room: Callable[[Scope], None] = _always_room,
+        listeners: Listeners | None = None,
         shape: ErrorShape | None = None,
         **options: Any,
     ) -> None:
@@ -104,6 +107,7 @@ class ModelRoute(APIRoute):
         self.version = version
         self._max_body_bytes = max_body_bytes
         self.require_room = require_room
+        self.listeners = listeners
         self._shape = shape
         super().__init__(path, endpoint, **options)
 
@@ -128,7 +132,7 @@ class ModelRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
-        exchange = Exchange(scope, send, self._settings, self.model, self.version)
+        exchange = Exchange(scope, send, self._settings, self.model, self.version, self.listeners)
         scope[MODEL] = None if self.model == NO_MODEL else self.model
         if self._shape is not None:
             scope[ERROR_SHAPE] = self._shape

@@ -277,6 +277,7 @@ class ModelRoutes:
             version=spec.version,
             max_body_bytes=spec.limits.max_body_bytes,
             require_room=_door_of(mount.model, is_stream=isinstance(answer, StreamEndpoint)),
+            listeners=mount.model.engine.listeners,
         )
         self._app.router.add_api_route(
             full_path,

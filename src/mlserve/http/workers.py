@@ -21,6 +21,8 @@ from mlserve.http.found import Find
 from mlserve.http.runner import STARTUP_FAILURE, STOPPING, configure_logging
 from mlserve.http.tally import Tally
 from mlserve.lifecycle import UNLOAD_S
+from mlserve.observability.exposition import VARIABLE as SHARED_METRICS
+from mlserve.observability.exposition import shared_directory
 from mlserve.observability.log_queue import queued_logging
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
@@ -353,8 +355,9 @@ class _Worker:
         self.process = process = ChildProcess(self._hear)
         self._n_missed = 0
         try:
+            environment = os.environ | {SHARED_METRICS: shared_directory()}
             await process.run(
-                "mlserve.http.worker", supervisor.boot(self.index), supervisor.fds(), os.environ
+                "mlserve.http.worker", supervisor.boot(self.index), supervisor.fds(), environment
             )
             code = await asyncio.shield(process.exited)
         finally:

@@ -11,13 +11,16 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 __all__ = [
     "AccessLogFormatter",
     "InferenceLine",
-    "InferenceRecord",
+    "InferenceLogRecord",
     "JsonFormatter",
+    "Times",
+    "as_ms",
+    "inference_line",
     "log_inference",
 ]
 
@@ -48,9 +51,64 @@ class InferenceLine(TypedDict):
     postprocess_ms: float
     batch_size: int
     chunks: int
+    tokens: int
 
 
-class InferenceRecord(logging.LogRecord):
+class Times(Protocol):
+    """How long the stages of a request took, in seconds, and in what company."""
+
+    queue_s: float
+    preprocess_s: float
+    infer_s: float
+    postprocess_s: float
+    batch_size: int
+    chunks: int
+
+
+def inference_line(  # noqa: PLR0913 - the facts of a line
+    *,
+    request_id: str,
+    model: str,
+    version: str,
+    status: int,
+    code: str | None,
+    total_s: float,
+    times: Times,
+    annotations: Mapping[str, Any],
+    bytes_in: int = 0,
+    bytes_out: int = 0,
+) -> InferenceLine:
+    """Put together the facts of one inference."""
+    return {
+        "request_id": request_id,
+        "model": model,
+        "version": version,
+        "status": status,
+        "code": code,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "total_ms": as_ms(total_s),
+        "queue_ms": as_ms(times.queue_s),
+        "preprocess_ms": as_ms(times.preprocess_s),
+        "infer_ms": as_ms(times.infer_s),
+        "postprocess_ms": as_ms(times.postprocess_s),
+        "batch_size": times.batch_size,
+        "chunks": times.chunks,
+        "tokens": _n_tokens(annotations) if annotations else 0,
+    }
+
+
+def as_ms(seconds: float) -> float:
+    """Give milliseconds, to a microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def _n_tokens(annotations: Mapping[str, Any]) -> int:
+    counts = [annotations.get(kind) for kind in ("prompt_tokens", "completion_tokens")]
+    return sum(n for n in counts if type(n) is int)
+
+
+class InferenceLogRecord(logging.LogRecord):
     """
     One line of the access log; its message is a JSON object, made when somebody reads it.
 
@@ -98,7 +156,7 @@ def log_inference(facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
     """Write one line; costs nothing when the logger is off, and raises nothing."""
     if logger.isEnabledFor(logging.INFO):
         with suppress(Exception):  # a handler of the user may raise anything
-            logger.handle(InferenceRecord(facts, annotations))
+            logger.handle(InferenceLogRecord(facts, annotations))
 
 
 class AccessLogFormatter(logging.Formatter):
@@ -106,7 +164,7 @@ class AccessLogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record as readable text."""
-        if not isinstance(record, InferenceRecord):
+        if not isinstance(record, InferenceLogRecord):
             text = super().format(record)
             extra = _extra_of(record)
             return f"{text} {extra}" if extra else text
@@ -134,7 +192,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        if isinstance(record, InferenceRecord):
+        if isinstance(record, InferenceLogRecord):
             return record.as_json(line)
         line["message"] = record.getMessage()
         line |= _extra_of(record)

@@ -18,7 +18,7 @@ from logging.handlers import QueueHandler
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mlserve.observability.access_log import InferenceRecord
+from mlserve.observability.access_log import InferenceLogRecord
 
 __all__ = ["QueuedHandler", "StderrHandler", "queued_logging", "stderr_handler"]
 
@@ -121,7 +121,7 @@ class QueuedHandler(QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Make the text of what may change or weigh much by the time it is written."""
-        if isinstance(record, InferenceRecord):
+        if isinstance(record, InferenceLogRecord):
             return record
         prepared = copy.copy(record)
         prepared.msg, prepared.args = record.getMessage(), None

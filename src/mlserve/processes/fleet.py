@@ -16,6 +16,8 @@ from typing import Protocol
 
 from mlserve.execution.devices import available_cores, device_of
 from mlserve.execution.worker import TaskSet
+from mlserve.observability.exposition import VARIABLE as SHARED_METRICS
+from mlserve.observability.exposition import shared_directory
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board
@@ -215,6 +217,7 @@ class Fleet:
             factory=self._factory,
             main=main_module(self._factory),
         )
+        environment[SHARED_METRICS] = shared_directory()
         await process.start(boot, self.board, environment)
 
     def note_state(self, keeper: Keeper) -> None:

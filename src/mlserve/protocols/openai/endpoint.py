@@ -164,7 +164,7 @@ class Endpoint:
         """Find the model that a request names, and note whose request it is."""
         model = find_model(self._registry, name)
         exchange: Exchange = request.scope[EXCHANGE]
-        exchange.model, exchange.version = model.name, model.version
+        exchange.name_model(model.name, model.version, model.engine.listeners)
         request.scope[MODEL] = model.name
         if id(model) not in self._guards:
             raise InvalidInputError(

@@ -1,0 +1,235 @@
+"""
+What a server tells Prometheus: requests, stages, batches, streams and tokens of each model.
+
+The families are `prometheus_client`'s, in its default registry, as those of a handler's own are.
+Labels are names of models, versions, codes and stages: never anything that a client has sent.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from mlserve.observability.access_log import InferenceLine
+
+__all__ = ["BatchMetrics", "ModelMetrics", "batch_metrics", "model_metrics", "note_figures"]
+
+_MODEL = ("model", "version")
+_REQUEST_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_STAGE_S = (
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+_STAGES = ("queue", "preprocess", "infer", "postprocess")
+_MS = tuple(f"{stage}_ms" for stage in _STAGES)
+_TOKENS = ("prompt_tokens", "completion_tokens")
+_OK = "ok"
+_NO_ROOM = (429, 503)
+
+REQUESTS = Counter(
+    "mlserve_requests", "Requests that have their answer, by its code.", (*_MODEL, "code")
+)
+REJECTED = Counter(
+    "mlserve_requests_rejected",
+    "Requests that were refused since there was no room or no right for them.",
+    (*_MODEL, "reason"),
+)
+DURATION = Histogram(
+    "mlserve_request_duration_seconds",
+    "From the head of a request to the end of its answer.",
+    _MODEL,
+    buckets=_REQUEST_S,
+)
+STAGE = Histogram(
+    "mlserve_stage_duration_seconds",
+    "How long requests were in each stage.",
+    (*_MODEL, "stage"),
+    buckets=_STAGE_S,
+)
+FIRST_CHUNK = Histogram(
+    "mlserve_time_to_first_chunk_seconds",
+    "From the head of a request to the first chunk of its stream.",
+    _MODEL,
+    buckets=_REQUEST_S,
+)
+BETWEEN_CHUNKS = Histogram(
+    "mlserve_time_between_chunks_seconds",
+    "From one chunk of a stream to the next.",
+    _MODEL,
+    buckets=_STAGE_S,
+)
+TOKENS = Counter("mlserve_tokens", "Tokens that were read and written.", (*_MODEL, "kind"))
+BATCH_SIZE = Histogram(
+    "mlserve_batch_size", "How many requests a batch had.", _MODEL, buckets=_SIZES
+)
+BATCH_COST = Histogram(
+    "mlserve_batch_cost", "What the requests of a batch cost together.", _MODEL, buckets=_COSTS
+)
+PADDING = Histogram(
+    "mlserve_batch_padding_ratio",
+    "Which share of a batch was padding, where cost is padded to the longest.",
+    _MODEL,
+    buckets=_SHARES,
+)
+SPLITS = Counter(
+    "mlserve_batch_splits", "How often a batch that failed was split to find the guilty.", _MODEL
+)
+ISOLATED = Counter(
+    "mlserve_poison_isolated",
+    "Requests that made a batch fail and were found, so that the others were answered.",
+    _MODEL,
+)
+OUT_OF_MEMORY = Counter("mlserve_out_of_memory", "How often memory ran out.", _MODEL)
+STARTS = Counter(
+    "mlserve_replica_starts", "Replicas that were begun: the first ones and each restart.", _MODEL
+)
+IN_FLIGHT = Gauge(
+    "mlserve_requests_in_flight",
+    "Requests that were accepted and have no answer yet.",
+    _MODEL,
+    multiprocess_mode="livesum",
+)
+QUEUE_DEPTH = Gauge(
+    "mlserve_queue_depth", "Requests that wait.", _MODEL, multiprocess_mode="livesum"
+)
+QUEUE_CAPACITY = Gauge(
+    "mlserve_queue_capacity", "How many requests may wait.", _MODEL, multiprocess_mode="livesum"
+)
+REPLICAS = Gauge("mlserve_replicas", "Replicas that serve.", _MODEL, multiprocess_mode="livesum")
+READY = Gauge(
+    "mlserve_model_ready", "1 if the model is loaded and warm.", _MODEL, multiprocess_mode="livemin"
+)
+
+
+class ModelMetrics:
+    """
+    What is counted of one model in the process that answers its requests. Any thread.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        self._labels = labels = (model, version)
+        self._duration = DURATION.labels(*labels)
+        self._stages = [STAGE.labels(*labels, stage) for stage in _STAGES]
+        self._first_chunk = FIRST_CHUNK.labels(*labels)
+        self._between_chunks = BETWEEN_CHUNKS.labels(*labels)
+        self._tokens = {
+            kind: TOKENS.labels(*labels, kind.removesuffix("_tokens")) for kind in _TOKENS
+        }
+        self._by_code = {_OK: REQUESTS.labels(*labels, _OK)}
+        self._rejected = {"queue_full": REJECTED.labels(*labels, "queue_full")}
+
+    def note_request(self, line: InferenceLine, annotations: Mapping[str, Any]) -> None:
+        """Count a request that has its answer."""
+        code = line["code"] or _OK
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = REQUESTS.labels(*self._labels, code)
+        counter.inc()
+        if line["status"] in _NO_ROOM:
+            self._note_rejected(code)
+            return
+        self._duration.observe(line["total_ms"] / 1e3)
+        if line["batch_size"] or line["chunks"]:
+            for histogram, name in zip(self._stages, _MS, strict=True):
+                histogram.observe(line[name] / 1e3)  # type: ignore[literal-required]
+        if annotations:
+            for kind, tokens in self._tokens.items():
+                n = annotations.get(kind)
+                if type(n) is int and n > 0:
+                    tokens.inc(n)
+
+    def note_chunk(self, seconds: float, *, is_first: bool) -> None:
+        """Count a chunk: how long after the head of the request, or after the chunk before."""
+        (self._first_chunk if is_first else self._between_chunks).observe(seconds)
+
+    def _note_rejected(self, code: str) -> None:
+        counter = self._rejected.get(code)
+        if counter is None:
+            counter = self._rejected[code] = REJECTED.labels(*self._labels, code)
+        counter.inc()
+
+    def __repr__(self) -> str:
+        return f"<ModelMetrics {'/'.join(self._labels)}>"
+
+
+class BatchMetrics:
+    """
+    What is counted of one model in the process that runs its batches. Any thread.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = (model, version)
+        self._size = BATCH_SIZE.labels(*labels)
+        self._cost = BATCH_COST.labels(*labels)
+        self._padding = PADDING.labels(*labels)
+        self._splits = SPLITS.labels(*labels)
+        self._isolated = ISOLATED.labels(*labels)
+        self._out_of_memory = OUT_OF_MEMORY.labels(*labels)
+        self._starts = STARTS.labels(*labels)
+
+    def note_batch(self, costs: list[int], *, is_padded: bool) -> None:
+        """Count a batch, by what each of its requests costs."""
+        self._size.observe(len(costs))
+        total = sum(costs)
+        self._cost.observe(total)
+        if is_padded and (padded := max(costs) * len(costs)) > 0:
+            self._padding.observe(1 - total / padded)
+
+    def note_troubles(self, *, n_splits: int, n_isolated: int, n_out_of_memory: int) -> None:
+        """Count what went wrong in a batch, if anything did."""
+        if n_splits:
+            self._splits.inc(n_splits)
+        if n_isolated:
+            self._isolated.inc(n_isolated)
+        if n_out_of_memory:
+            self._out_of_memory.inc(n_out_of_memory)
+
+    def note_start(self) -> None:
+        """Count a replica that is begun."""
+        self._starts.inc()
+
+
+@cache
+def batch_metrics(model: str, version: str) -> BatchMetrics:
+    """Give what counts one model's batches in this process."""
+    return BatchMetrics(model, version)
+
+
+@cache
+def model_metrics(model: str, version: str) -> ModelMetrics:
+    """Give what counts one model's requests in this process."""
+    return ModelMetrics(model, version)
+
+
+def note_figures(
+    model: str,
+    version: str,
+    *,
+    in_flight: int,
+    queued: int,
+    queue_capacity: int,
+    replicas: int,
+    is_ready: bool,
+) -> None:
+    """Set the gauges of one model to what they are now."""
+    for gauge, value in (
+        (IN_FLIGHT, in_flight),
+        (QUEUE_DEPTH, queued),
+        (QUEUE_CAPACITY, queue_capacity),
+        (REPLICAS, replicas),
+        (READY, int(is_ready)),
+    ):
+        gauge.labels(model, version).set(value)
