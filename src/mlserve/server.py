@@ -4,19 +4,20 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from fastapi import FastAPI
-from fastapi.params import Depends
 from starlette.middleware import Middleware
 
 from mlserve.contract import read_contract
 from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError
-from mlserve.handler import ModelHandler
 from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
-from mlserve.http.dependencies import make_model_dependency
+from mlserve.http.dependencies import (
+    checked_dependencies,
+    checked_middleware,
+    make_model_dependency,
+)
 from mlserve.http.found import find_variable
 from mlserve.http.protocol import ServingProtocol
 from mlserve.http.runner import run_server
@@ -25,11 +26,16 @@ from mlserve.http.workers import run_workers
 from mlserve.model import Model
 from mlserve.registry import Registry
 from mlserve.settings import Batching, Limits, Replicas, ServerSettings
-from mlserve.spec import HandlerSource, ModelSpec, as_factory
+from mlserve.spec import (
+    HandlerSource,
+    ModelSpec,
+    as_factory,
+    limits_of,
+    option_of,
+    replicas_of,
+)
 
 __all__ = ["ModelServer"]
-
-OptionT = TypeVar("OptionT")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"v[1-9][0-9]*")
@@ -80,8 +86,8 @@ class ModelServer:
             description=description,
             settings=self.settings,
             registry=self.registry,
-            dependencies=_checked_dependencies(dependencies),
-            middleware=_checked_middleware(middleware),
+            dependencies=checked_dependencies(dependencies),
+            middleware=checked_middleware(middleware),
             lifespan=lifespan,
         )
         self._app: FastAPI | None = None
@@ -128,23 +134,23 @@ class ModelServer:
         if path is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
             raise ConfigurationError(f"`path` must look like '/classify', got {path!r}.")
         factory, example, is_instance = as_factory(handler)
-        options = _replicas_of(replicas, example, is_instance=is_instance)
+        options = replicas_of(replicas, example, is_instance=is_instance)
         spec = ModelSpec(
             name=name,
             version=version,
             contract=read_contract(type(example)),
             factory=factory,
             example=example,
-            batching=_option("batching", batching, example.batching, Batching),
+            batching=option_of("batching", batching, example.batching, Batching),
             replicas=options,
-            limits=_limits_of(limits, options),
+            limits=limits_of(limits, options),
         )
         model = Model(Engine(spec))
         self.registry.add(model)
         self._plan.mounted.append(
             Mounted(
                 model,
-                dependencies=_checked_dependencies(dependencies),
+                dependencies=checked_dependencies(dependencies),
                 path=path,
                 tags=tags,
             )
@@ -307,60 +313,3 @@ class ModelServer:
     def __repr__(self) -> str:
         models = ", ".join(f"{model.name}/{model.version}" for model in self.registry)
         return f"<ModelServer {self._plan.title!r}: {models}>"
-
-
-def _replicas_of(
-    given: Replicas | None, example: ModelHandler[Any, Any, Any], *, is_instance: bool
-) -> Replicas:
-    options = _option("replicas", given, example.replicas, Replicas)
-    if is_instance and options.placement == "process":
-        raise ConfigurationError(
-            "A handler instance cannot run in a process of its own. Pass its class, or"
-            " `functools.partial` of it, or leave out `placement='process'`."
-        )
-    if is_instance and options.max_count != 1:
-        if given is not None:
-            raise ConfigurationError(
-                "A handler instance can be one replica only. Pass its class, or"
-                " `functools.partial` of it, to run several."
-            )
-        options = replace(options, count=1, threads_per_replica=None)
-    return options
-
-
-def _limits_of(given: Limits | None, replicas: Replicas) -> Limits:
-    limits = _option("limits", given, None, Limits)
-    if limits.hard_timeout_s is not None and replicas.placement != "process":
-        raise ConfigurationError(
-            f"`hard_timeout_s={limits.hard_timeout_s!r}` ends a replica's process, and a thread"
-            " cannot be ended: add `replicas=Replicas(placement='process')`."
-        )
-    return limits
-
-
-def _option(name: str, given: OptionT | None, own: OptionT | None, kind: type[OptionT]) -> OptionT:
-    for option in (given, own):
-        if option is not None:
-            if not isinstance(option, kind):
-                raise ConfigurationError(f"`{name}` must be `{kind.__name__}(…)`, got {option!r}.")
-            return option
-    return kind()
-
-
-def _checked_dependencies(dependencies: Sequence[Any]) -> list[Depends]:
-    for dependency in dependencies:
-        if not isinstance(dependency, Depends):
-            raise ConfigurationError(
-                f"`dependencies` must hold `Depends(…)` objects, got {dependency!r}."
-            )
-    return list(dependencies)
-
-
-def _checked_middleware(middleware: Sequence[Any]) -> list[Middleware]:
-    for entry in middleware:
-        if not isinstance(entry, Middleware):
-            raise ConfigurationError(
-                f"`middleware` must hold `starlette.middleware.Middleware(…)` objects,"
-                f" got {entry!r}."
-            )
-    return list(middleware)

@@ -2,15 +2,25 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 from mlserve.contract import Contract
 from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
 from mlserve.settings import Batching, Limits, Replicas
 
-__all__ = ["Factory", "HandlerSource", "ModelSpec", "as_factory"]
+__all__ = [
+    "Factory",
+    "HandlerSource",
+    "ModelSpec",
+    "as_factory",
+    "limits_of",
+    "option_of",
+    "replicas_of",
+]
+
+OptionT = TypeVar("OptionT")
 
 Factory = Callable[[], ModelHandler[Any, Any, Any]]
 """Gives a handler for one replica; its `load` has not been called."""
@@ -93,3 +103,61 @@ def _require_no_arguments(source: Callable[..., Any]) -> None:
             f"`{name}` cannot be made without arguments ({exc}). Pass"
             f" `functools.partial({name}, …)` with them."
         ) from exc
+
+
+def replicas_of(
+    given: Replicas | None, example: ModelHandler[Any, Any, Any], *, is_instance: bool
+) -> Replicas:
+    """
+    Give the replicas of a model: as given, else the handler's own, else the default.
+
+    Raises:
+        ConfigurationError: If a handler that was given itself cannot run so.
+    """
+    options = option_of("replicas", given, example.replicas, Replicas)
+    if is_instance and options.placement == "process":
+        raise ConfigurationError(
+            "A handler instance cannot run in a process of its own. Pass its class, or"
+            " `functools.partial` of it, or leave out `placement='process'`."
+        )
+    if is_instance and options.max_count != 1:
+        if given is not None:
+            raise ConfigurationError(
+                "A handler instance can be one replica only. Pass its class, or"
+                " `functools.partial` of it, to run several."
+            )
+        options = replace(options, count=1, threads_per_replica=None)
+    return options
+
+
+def limits_of(given: Limits | None, replicas: Replicas) -> Limits:
+    """
+    Give the limits of a model.
+
+    Raises:
+        ConfigurationError: If its replicas cannot keep them.
+    """
+    limits = option_of("limits", given, None, Limits)
+    if limits.hard_timeout_s is not None and replicas.placement != "process":
+        raise ConfigurationError(
+            f"`hard_timeout_s={limits.hard_timeout_s!r}` ends a replica's process, and a thread"
+            " cannot be ended: add `replicas=Replicas(placement='process')`."
+        )
+    return limits
+
+
+def option_of(
+    name: str, given: OptionT | None, own: OptionT | None, kind: type[OptionT]
+) -> OptionT:
+    """
+    Give an option as given, else the handler's own, else the default.
+
+    Raises:
+        ConfigurationError: If it is something else.
+    """
+    for option in (given, own):
+        if option is not None:
+            if not isinstance(option, kind):
+                raise ConfigurationError(f"`{name}` must be `{kind.__name__}(…)`, got {option!r}.")
+            return option
+    return kind()
