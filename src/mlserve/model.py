@@ -102,9 +102,14 @@ class Model:
             MLServeError: Why there are no (more) chunks.
         """
         job = self._job(request, "stream", timeout_s, priority)
+        metrics = model_metrics(self.name, self.version)
+        last_at = time.perf_counter()
         with self._telling(job, is_stream=True):
             async with self.engine.stream(job) as stream:
                 async for chunk in stream:
+                    now = time.perf_counter()
+                    metrics.note_chunk(now - last_at, is_first=job.times.chunks == 1)
+                    last_at = now
                     yield chunk
 
     async def reload(self, handler: Factory | None = None) -> None:

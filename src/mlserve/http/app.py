@@ -19,7 +19,7 @@ from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.health import make_health, make_ready
 from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
-from mlserve.http.metrics import make_metrics
+from mlserve.http.metrics import make_metrics, publishing
 from mlserve.http.middleware import ServingMiddleware
 from mlserve.http.playground import make_playground
 from mlserve.http.protocol import ServingProtocol
@@ -191,6 +191,8 @@ def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
         async with AsyncExitStack() as stack:
             state = None if theirs is None else await stack.enter_async_context(theirs(app))
             await stack.enter_async_context(draining_on_signals(plan.registry))
+            if plan.settings.expose_metrics:
+                await stack.enter_async_context(publishing(plan.registry))
             await stack.enter_async_context(plan.registry.running())
             yield state
 

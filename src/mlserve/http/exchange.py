@@ -135,7 +135,8 @@ class Exchange:
         self._bytes_out += len(body)
         if self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT:
             self._answer.append(body)
-        if self._is_stream and body.startswith(_DATA) and not body.endswith(_DONE):
+        is_chunk = self.code is None and body.startswith(_DATA) and not body.endswith(_DONE)
+        if self._is_stream and is_chunk:
             now, last = time.perf_counter(), self._last_chunk_at
             is_first = not last
             self.metrics.note_chunk(now - (last or self._started), is_first=is_first)

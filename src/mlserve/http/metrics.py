@@ -1,19 +1,21 @@
 """`GET /metrics`, and what keeps its gauges true when several processes serve."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mlserve.engine import Engine
-from mlserve.observability.exposition import exposed
+from mlserve.execution.worker import TaskSet
+from mlserve.observability.exposition import exposed, is_sharing
 from mlserve.observability.metrics import batch_metrics, model_metrics, note_figures
 from mlserve.processes.placement import ProcessPlacement
 from mlserve.registry import Registry
 
-__all__ = ["keep_publishing", "make_metrics", "open_families"]
+__all__ = ["make_metrics", "open_families", "publishing"]
 
 _PERIOD_S = 1.0
 
@@ -24,7 +26,8 @@ def make_metrics(registry: Registry) -> Callable[..., Any]:
 
     async def metrics(request: Request) -> Response:
         _publish(registry)
-        body, content_type = exposed(request.headers.get("accept", ""))
+        # In a thread, since it takes milliseconds where there are many models and processes.
+        body, content_type = await asyncio.to_thread(exposed, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     return metrics
@@ -37,8 +40,19 @@ def open_families(registry: Registry) -> None:
         batch_metrics(model.name, model.version)
 
 
-async def keep_publishing(registry: Registry) -> None:
-    """Set the gauges of this process every second, for another one that is asked for them."""
+@asynccontextmanager
+async def publishing(registry: Registry) -> AsyncIterator[None]:
+    """Set the gauges of this process every second, if another one may be asked for them."""
+    tasks = TaskSet()
+    if is_sharing():
+        tasks.spawn(_keep_publishing(registry))
+    try:
+        yield
+    finally:
+        await tasks.close()
+
+
+async def _keep_publishing(registry: Registry) -> None:
     while True:
         _publish(registry)
         await asyncio.sleep(_PERIOD_S)

@@ -20,7 +20,6 @@ from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
 from mlserve.http.gate import Gate
 from mlserve.http.listening import SharedListener, listen_more
-from mlserve.http.metrics import keep_publishing
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.http.tally import Tally
 from mlserve.observability.log_queue import queued_logging, stderr_handler
@@ -216,8 +215,6 @@ class _Server(uvicorn.Server):
     async def _start_beside_others(self, place: Place) -> None:
         await place.supervision.open()
         await super().startup([])
-        if self._registry is not None:
-            self._tasks.spawn(keep_publishing(self._registry))
 
         def count() -> int:
             return len(self.server_state.connections)

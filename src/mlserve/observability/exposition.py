@@ -7,22 +7,40 @@ that was not counts in its own memory, and what it has is added when it is asked
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, Metric, values
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 
-__all__ = ["VARIABLE", "exposed", "forget_process", "merged", "shared_directory"]
+from mlserve.observability.loggers import get_logger
+
+__all__ = [
+    "VARIABLE",
+    "exposed",
+    "forget_process",
+    "is_sharing",
+    "merged",
+    "shared_directory",
+]
+
+logger = get_logger(__name__)
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that names the directory."""
 
+_ADDED_UP = ("counter", "histogram", "summary")
+_OF_ONE_PROCESS = ("gauge_all", "gauge_live*")
+_ENDED = "ended"
+_CREATED = "_created"
 _made: list[str] = []
 
 
@@ -36,17 +54,35 @@ def shared_directory() -> str:
     return _made[0]
 
 
+def is_sharing() -> bool:
+    """Say whether this process counts in files, which others read."""
+    # That is settled when `prometheus_client` is imported.
+    return bool(values.ValueClass._multiprocess)  # noqa: SLF001
+
+
 def forget_process(pid: int) -> None:
-    """Drop the gauges of a process that has ended; what it has counted stays."""
-    directory = os.environ.get(VARIABLE) or next(iter(_made), None)
-    if directory is not None:
-        with suppress(OSError):
-            mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
+    """
+    Drop the gauges of a process that has ended, and keep what it has counted.
+
+    What all that have ended counted stands in one file of each kind, however many they were.
+    """
+    directory = _directory()
+    if directory is None:
+        return
+    try:
+        with _locked(directory, fcntl.LOCK_EX):
+            for kind in _OF_ONE_PROCESS:
+                for path in directory.glob(f"{kind}_{pid}.db"):
+                    path.unlink()
+            for kind in _ADDED_UP:
+                _move(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_ENDED}.db")
+    except Exception:  # a full disk, or a file that was cut: what is served matters more
+        logger.exception("metrics.forget.failed")
 
 
 def exposed(accept: str) -> tuple[bytes, str]:
     """
-    Write all families in the format that a scraper asks for.
+    Write all families in the format that a scraper asks for. Any thread.
 
     Args:
         accept: The `Accept` header.
@@ -62,44 +98,70 @@ def merged(own: Iterable[Metric], others: Iterable[Metric]) -> list[Metric]:
     """
     Add up two sets of families: samples of one name and the same labels become their sum. Pure.
 
+    When something was first counted (`…_created`) is left out: it doubles the number of series,
+    and says nothing of several processes together.
+
     Args:
         own: What this process has counted.
         others: What the other ones have.
     """
-    by_name = {family.name: family for family in own}
-    for family in others:
-        mine = by_name.get(family.name)
-        if mine is None:
-            by_name[family.name] = family
-            continue
-        places = {_key(sample): at for at, sample in enumerate(mine.samples)}
+    families: dict[str, Metric] = {}
+    places: dict[tuple[str, str, frozenset[tuple[str, str]]], int] = {}
+    for family in (*own, *others):
+        total = families.get(family.name)
+        if total is None:
+            total = Metric(family.name, family.documentation, family.type, family.unit)
+            families[family.name] = total
         for sample in family.samples:
-            at = places.get(_key(sample))
-            if at is None:
-                mine.samples.append(sample)
+            if sample.name == family.name + _CREATED:
+                continue
+            key = family.name, sample.name, frozenset(sample.labels.items())
+            at = places.setdefault(key, len(total.samples))
+            if at == len(total.samples):
+                total.samples.append(sample)
             else:
-                sum_of_both = mine.samples[at].value + sample.value
-                mine.samples[at] = mine.samples[at]._replace(value=sum_of_both)
-    return list(by_name.values())
+                before = total.samples[at]
+                total.samples[at] = before._replace(value=before.value + sample.value)
+    return list(families.values())
 
 
 class _Families:
     """What `prometheus_client` takes for a registry."""
 
     def collect(self) -> Iterator[Metric]:
-        directory = os.environ.get(VARIABLE) or next(iter(_made), None)
-        # Whether it counts in files is settled when `prometheus_client` is imported.
-        is_sharing = values.ValueClass._multiprocess  # noqa: SLF001
-        own = [] if is_sharing else list(REGISTRY.collect())
-        others: list[Metric] = []
-        if directory is not None and os.path.isdir(directory):
-            collector = MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
-            others = list(collector.collect())  # type: ignore[no-untyped-call]
+        own: Iterable[Metric] = [] if is_sharing() else REGISTRY.collect()
+        directory, others = _directory(), list[Metric]()
+        if directory is not None:
+            collector = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]
+            with _locked(directory, fcntl.LOCK_SH):
+                others = list(collector.collect())  # type: ignore[no-untyped-call]
         yield from merged(own, others)
 
 
-def _key(sample: Any) -> tuple[str, frozenset[tuple[str, str]]]:
-    return sample.name, frozenset(sample.labels.items())
+def _directory() -> Path | None:
+    name = os.environ.get(VARIABLE) or next(iter(_made), None)
+    return Path(name) if name is not None and os.path.isdir(name) else None
+
+
+@contextmanager
+def _locked(directory: Path, how: int) -> Iterator[None]:
+    """Keep others from seeing a count twice, or not at all, while it is moved."""
+    with open(directory / "lock", "ab") as file:
+        fcntl.flock(file, how)  # given back when the file is closed
+        yield
+
+
+def _move(source: Path, target: Path) -> None:
+    """Add the values of one file to those of another one, and delete it."""
+    if not source.exists():
+        return
+    total: Any = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
+            total.write_value(key, total.read_value(key)[0] + value, 0.0)
+    finally:
+        total.close()
+    source.unlink()
 
 
 def _remove(directory: str, pid: int) -> None:

@@ -13,7 +13,14 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from mlserve.observability.access_log import InferenceLine
 
-__all__ = ["BatchMetrics", "ModelMetrics", "batch_metrics", "model_metrics", "note_figures"]
+__all__ = [
+    "FAMILIES",
+    "BatchMetrics",
+    "ModelMetrics",
+    "batch_metrics",
+    "model_metrics",
+    "note_figures",
+]
 
 _MODEL = ("model", "version")
 _REQUEST_S = (
@@ -26,7 +33,6 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 _STAGES = ("queue", "preprocess", "infer", "postprocess")
-_MS = tuple(f"{stage}_ms" for stage in _STAGES)
 _TOKENS = ("prompt_tokens", "completion_tokens")
 _OK = "ok"
 _NO_ROOM = (429, 503)
@@ -47,7 +53,7 @@ DURATION = Histogram(
 )
 STAGE = Histogram(
     "mlserve_stage_duration_seconds",
-    "How long requests were in each stage.",
+    "How long requests were in each stage that they came to.",
     (*_MODEL, "stage"),
     buckets=_STAGE_S,
 )
@@ -104,6 +110,12 @@ REPLICAS = Gauge("mlserve_replicas", "Replicas that serve.", _MODEL, multiproces
 READY = Gauge(
     "mlserve_model_ready", "1 if the model is loaded and warm.", _MODEL, multiprocess_mode="livemin"
 )
+FAMILIES: tuple[Counter | Gauge | Histogram, ...] = (
+    REQUESTS, REJECTED, DURATION, STAGE, FIRST_CHUNK, BETWEEN_CHUNKS, TOKENS, IN_FLIGHT,
+    QUEUE_DEPTH, QUEUE_CAPACITY, BATCH_SIZE, BATCH_COST, PADDING, SPLITS, ISOLATED, OUT_OF_MEMORY,
+    REPLICAS, STARTS, READY,
+)  # fmt: skip
+"""All of them, in the order of the reference."""
 
 
 class ModelMetrics:
@@ -118,7 +130,7 @@ class ModelMetrics:
     def __init__(self, model: str, version: str) -> None:
         self._labels = labels = (model, version)
         self._duration = DURATION.labels(*labels)
-        self._stages = [STAGE.labels(*labels, stage) for stage in _STAGES]
+        self._stages = [(STAGE.labels(*labels, stage), f"{stage}_ms") for stage in _STAGES]
         self._first_chunk = FIRST_CHUNK.labels(*labels)
         self._between_chunks = BETWEEN_CHUNKS.labels(*labels)
         self._tokens = {
@@ -139,8 +151,9 @@ class ModelMetrics:
             return
         self._duration.observe(line["total_ms"] / 1e3)
         if line["batch_size"] or line["chunks"]:
-            for histogram, name in zip(self._stages, _MS, strict=True):
-                histogram.observe(line[name] / 1e3)  # type: ignore[literal-required]
+            for histogram, name in self._stages:
+                if took_ms := line[name]:  # type: ignore[literal-required]
+                    histogram.observe(took_ms / 1e3)
         if annotations:
             for kind, tokens in self._tokens.items():
                 n = annotations.get(kind)
