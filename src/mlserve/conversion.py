@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import PydanticSerializationError, to_json
 
 from mlserve.errors import ConfigurationError, ModelOutputError
@@ -97,6 +98,15 @@ class OutputType:
     def name(self) -> str:
         """The type's name, for messages."""
         return getattr(self.declared, "__name__", None) or str(self.declared)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Give the type as JSON schema; nothing for what is no JSON."""
+        if self.is_binary:
+            return {}
+        try:
+            return self._adapter.json_schema(mode="serialization")
+        except PydanticInvalidForJsonSchema:
+            return {}
 
     def accept(self, output: Any) -> Any:
         """

@@ -5,7 +5,7 @@ import gc
 import math
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from mlserve.engine import Engine
@@ -14,8 +14,10 @@ from mlserve.execution.worker import TaskSet
 from mlserve.model import Model
 from mlserve.observability.loggers import get_logger
 from mlserve.settings import ServerSettings
+from mlserve.shadow import ShadowCopies
+from mlserve.traffic import Shadow, Traffic, point_of, version_number
 
-__all__ = ["Registry", "version_number"]
+__all__ = ["Registry"]
 
 logger = get_logger(__name__)
 
@@ -45,6 +47,9 @@ class Registry:
         self.loaded = threading.Event()
         """Set once every model is loaded or has failed; any thread may wait for it."""
         self._models: dict[str, dict[str, Model]] = {}
+        # By name; a change replaces an entry whole, so that no request sees a part of it.
+        self._traffic: dict[str, Traffic] = {}
+        self._shadows: dict[str, ShadowCopies] = {}
         self._loads = TaskSet()
         self._hurried = asyncio.Event()
 
@@ -79,6 +84,85 @@ class Registry:
         if version is None or version not in versions:
             raise ModelNotFoundError(name, version if versions else None)
         return versions[version]
+
+    def versions(self, name: str) -> list[str]:
+        """
+        Give the versions of a model, the newest last.
+
+        Raises:
+            ModelNotFoundError: If there is none.
+        """
+        self.get(name)
+        return list(self._models[name])
+
+    def route(
+        self, name: str, weights: Mapping[str, float], shadow: Shadow | None = None
+    ) -> Traffic:
+        """
+        Divide the requests that name no version, from the next one on.
+
+        While the server runs, call it on its event loop.
+
+        Args:
+            name: The model's name.
+            weights: Which part of them each version gets; they sum to one.
+            shadow: Which version gets copies.
+
+        Raises:
+            ConfigurationError: If that cannot be done; all stays as it was then.
+        """
+        if name not in self._models:
+            raise ConfigurationError(f"There is no model {name!r}: add it before its route.")
+        traffic = Traffic.checked(weights, shadow, self._models[name])
+        before = self._shadows.get(name)
+        if before is not None and before.options != shadow:
+            before.cancel()
+            del self._shadows[name]
+        if shadow is not None and name not in self._shadows:
+            self._shadows[name] = ShadowCopies(self.get(name, shadow.version), shadow)
+        self._traffic[name] = traffic
+        return traffic
+
+    def traffic(self, name: str) -> Traffic:
+        """
+        Say how the requests that name no version are divided.
+
+        Raises:
+            ModelNotFoundError: If there is no such model.
+        """
+        return self._traffic.get(name) or Traffic({self.get(name).version: 1.0})
+
+    def choose(self, name: str, key: str, among: Collection[str] | None = None) -> Model | None:
+        """
+        Give the version that a request goes to which names none.
+
+        Args:
+            name: The model's name.
+            key: What stays the same for the client, who then keeps its version.
+            among: The versions that can answer it; `None` = all.
+
+        Returns:
+            The version; `None` if those that get requests cannot answer this one.
+
+        Raises:
+            ModelNotFoundError: If there is no such model.
+        """
+        able = self.versions(name) if among is None else among
+        chosen = self.traffic(name).choose(point_of(name, key), able)
+        return None if chosen is None else self.get(name, chosen)
+
+    def shadow_of(self, model: Model, request_id: str) -> ShadowCopies | None:
+        """Give who wants a copy of a request that a version answers, if anybody does."""
+        copies = self._shadows.get(model.name)
+        if copies is None or copies.model is model:
+            return None
+        is_copied = point_of(f"shadow of {model.name}", request_id) < copies.options.share
+        return copies if is_copied else None
+
+    @property
+    def n_processes(self) -> int:
+        """How many processes serve the models over HTTP."""
+        return max((model.engine.n_processes for model in self), default=1)
 
     def newest(self) -> dict[str, Model]:
         """Give the newest version of each model, by name."""
@@ -136,6 +220,7 @@ class Registry:
 
     async def _stop_all(self, loads: TaskSet) -> None:
         self.begin_drain()
+        await asyncio.gather(*(copies.close() for copies in self._shadows.values()))
         await loads.close()
         tasks = TaskSet()
         stop = tasks.spawn(self._stop_engines(self.settings.drain_s))
@@ -157,6 +242,8 @@ class Registry:
         self.is_draining = True
         for model in self:
             model.engine.refuse_new_work()
+        for copies in self._shadows.values():
+            copies.cancel()  # nobody waits for them, and the drain would
 
     async def drain(self) -> None:
         """
@@ -221,11 +308,6 @@ class Registry:
         # What a shutdown has ended is nobody's failure.
         if self.settings.on_load_failure == "exit" and not self.is_draining:
             self.on_late_failure(f"A model could not be loaded: {task.result()!r}")
-
-
-def version_number(version: str) -> int:
-    """Give the number of a version such as `v12`."""
-    return int(version[1:])
 
 
 def _ask_to_stop(reason: str) -> None:

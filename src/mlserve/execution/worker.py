@@ -144,11 +144,15 @@ class TaskSet:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def cancel(self) -> None:
+        """Cancel what still runs."""
+        for task in list(self._tasks):
+            task.cancel()
+
     async def close(self) -> None:
         """Cancel what still runs and wait for it."""
         tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        self.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "batch_metrics",
     "model_metrics",
     "note_figures",
+    "note_shadow",
 ]
 
 _MODEL = ("model", "version")
@@ -94,6 +95,11 @@ OUT_OF_MEMORY = Counter("mlserve_out_of_memory", "How often memory ran out.", _M
 STARTS = Counter(
     "mlserve_replica_starts", "Replicas that were begun: the first ones and each restart.", _MODEL
 )
+SHADOW = Counter(
+    "mlserve_shadow",
+    "Copies of requests that a version was tried out with, by what came of them.",
+    (*_MODEL, "outcome"),
+)
 IN_FLIGHT = Gauge(
     "mlserve_requests_in_flight",
     "Requests that were accepted and have no answer yet.",
@@ -113,7 +119,7 @@ READY = Gauge(
 FAMILIES: tuple[Counter | Gauge | Histogram, ...] = (
     REQUESTS, REJECTED, DURATION, STAGE, FIRST_CHUNK, BETWEEN_CHUNKS, TOKENS, IN_FLIGHT,
     QUEUE_DEPTH, QUEUE_CAPACITY, BATCH_SIZE, BATCH_COST, PADDING, SPLITS, ISOLATED, OUT_OF_MEMORY,
-    REPLICAS, STARTS, READY,
+    REPLICAS, STARTS, READY, SHADOW,
 )  # fmt: skip
 """All of them, in the order of the reference."""
 
@@ -225,6 +231,18 @@ def batch_metrics(model: str, version: str) -> BatchMetrics:
 def model_metrics(model: str, version: str) -> ModelMetrics:
     """Give what counts one model's requests in this process."""
     return ModelMetrics(model, version)
+
+
+def note_shadow(model: str, version: str, outcome: str) -> None:
+    """
+    Count a copy of a request.
+
+    Args:
+        model: The model's name.
+        version: The version that it was for.
+        outcome: `same`, `different`, `failed` or `dropped`.
+    """
+    SHADOW.labels(model, version, outcome).inc()
 
 
 def note_figures(
