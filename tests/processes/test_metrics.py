@@ -1,0 +1,108 @@
+"""What replicas in processes of their own count is shown by the process that speaks HTTP."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.http.waiting import until
+from tests.observability.reading import Scrape, scrape
+from tests.processes.counting import Counting
+from tests.processes.serving import QUICK
+
+from mlserve import Batching, ModelServer, Replicas
+from mlserve.observability.exposition import shared_directory
+from mlserve.testing import running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+PREDICT = "/v1/models/counting/predict"
+LABELS = {"model": "counting", "version": "v1"}
+
+
+@pytest.fixture
+def client() -> Iterator[httpx2.Client]:
+    placed = Replicas(placement="process", restart=QUICK)
+    server = ModelServer().add("counting", Counting, replicas=placed, batching=Batching(max_size=1))
+    with running(server) as client:
+        yield client
+
+
+def counted(client: httpx2.Client, name: str, **labels: str) -> float:
+    return scrape(client).value(name, **LABELS, **labels) or 0.0
+
+
+def gauges(found: Scrape) -> list[float | None]:
+    names = ("mlserve_requests_in_flight", "mlserve_queue_depth")
+    return [found.value(name, **LABELS) for name in names]
+
+
+def test_batches_starts_and_tokens_of_a_replica_are_shown(client: httpx2.Client) -> None:
+    before = scrape(client)
+    answers = [client.post(PREDICT, json="") for _ in range(5)]
+    after = scrape(client)
+
+    def added(name: str, **labels: str) -> float:
+        return (after.value(name, **LABELS, **labels) or 0) - (
+            before.value(name, **LABELS, **labels) or 0
+        )
+
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert added("mlserve_requests_total", code="ok") == 5
+    assert added("mlserve_batch_size_count") == 5
+    assert added("mlserve_batch_size_sum") == 5
+    assert added("mlserve_tokens_total", kind="prompt") == 15
+    assert added("mlserve_stage_duration_seconds_count", stage="infer") == 5
+    assert before.value("mlserve_replica_starts_total", **LABELS) == 1
+
+
+def test_what_a_handler_counts_in_its_process_is_shown(client: httpx2.Client) -> None:
+    before = scrape(client).value("test_replica_handled_total", what="batch") or 0
+    pid = client.post(PREDICT, json="").json()["pid"]
+    found = scrape(client)
+
+    assert found.value("test_replica_handled_total", what="batch") == before + 1
+    assert found.value("test_replica_loaded", pid=str(pid)) == 1
+
+
+def test_the_death_of_a_replica_loses_no_count_and_leaves_nothing_in_the_gauges(
+    client: httpx2.Client, tmp_path: Path
+) -> None:
+    pid = client.post(PREDICT, json="").json()["pid"]
+    before = scrape(client)
+    held = threading.Thread(
+        target=client.post, args=(PREDICT,), kwargs={"json": f"hold {tmp_path}/held"}
+    )
+    held.start()
+    until((tmp_path / "held").exists)
+    os.kill(pid, signal.SIGKILL)
+    (tmp_path / "held.go").touch()
+    held.join(15)
+
+    until(lambda: gauges(scrape(client)) == [0, 0])
+    after = scrape(client)
+    name, n = "mlserve_requests_total", before.total("mlserve_requests_total", **LABELS)
+    assert after.total(name, **LABELS) == n + 1
+    name = "mlserve_batch_size_count"
+    assert after.value(name, **LABELS) == (before.value(name, **LABELS) or 0) + 1
+    name = "mlserve_replica_starts_total"
+    assert after.value(name, **LABELS) == (before.value(name, **LABELS) or 0) + 1
+    assert after.value("test_replica_loaded", pid=str(pid)) is None
+    assert after.value("mlserve_replicas", **LABELS) == 1
+
+
+def test_the_files_do_not_grow_in_number_with_the_processes_that_end(client: httpx2.Client) -> None:
+    def kill_one() -> None:
+        pid = client.post(PREDICT, json="").json()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: client.post(PREDICT, json="").json()["pid"] != pid)
+
+    kill_one()
+    files = len(list(Path(shared_directory()).glob("*.db")))
+    for _ in range(3):
+        kill_one()
+
+    until(lambda: len(list(Path(shared_directory()).glob("*.db"))) <= files)
