@@ -1,7 +1,7 @@
 """What several property tests draw from."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ class Waiting:
     """A request as the queue sees it; two are equal only if they are the same."""
 
     priority: int = 0
+    tenant: str | None = None
     key: Hashable = None
     cost: int = 1
     deadline: float = math.inf
@@ -31,13 +32,16 @@ class Waiting:
 
 
 @st.composite
-def arrivals(draw: st.DrawFn, *, max_size: int = 14) -> list[Waiting]:
+def arrivals(
+    draw: st.DrawFn, *, max_size: int = 14, tenants: Sequence[str | None] = (None,)
+) -> list[Waiting]:
     """Draw requests in the order in which they arrived, dead ones among them."""
     requests = draw(
         st.lists(
             st.builds(
                 Waiting,
                 priority=st.integers(0, 3),
+                tenant=st.sampled_from(tenants),
                 key=st.sampled_from([None, "a", "b"]),
                 cost=st.integers(0, 12),
                 deadline=st.sampled_from([NOW - 1, NOW, NOW + 1, math.inf]),

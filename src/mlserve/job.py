@@ -59,7 +59,7 @@ class StageTimes:
 
 class Job:
     """
-    One request: payload, deadline, priority, cost, key, cancel flag and sink.
+    One request: payload, deadline, priority, tenant, cost, key, cancel flag and sink.
 
     Created and answered on the event loop; runners in other threads read it and write `payload`
     and `times` while the job is theirs.
@@ -69,6 +69,7 @@ class Job:
         call: What the hooks may know of it; carries the deadline and the cancel flag.
         timeout_s: The whole budget in seconds, for the message when it is spent.
         priority: 0 is served first, 9 last.
+        tenant: Whose it is: within one priority tenants take turns; `None` = nobody's.
     """
 
     __slots__ = (
@@ -80,15 +81,25 @@ class Job:
         "priority",
         "sink",
         "stage",
+        "tenant",
         "timeout_s",
         "times",
     )
 
-    def __init__(self, payload: Any, call: Call, *, timeout_s: float, priority: int = 0) -> None:
+    def __init__(
+        self,
+        payload: Any,
+        call: Call,
+        *,
+        timeout_s: float,
+        priority: int = 0,
+        tenant: str | None = None,
+    ) -> None:
         self.payload = payload
         self.call = call
         self.timeout_s = timeout_s
         self.priority = priority
+        self.tenant = tenant
         self.cost: int = 1
         self.key: Hashable = None
         self.enqueued_at: float = math.nan

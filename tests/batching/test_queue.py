@@ -9,6 +9,8 @@ from tests.strategies import NOW, Waiting, arrivals, batch_limits
 from mlserve.batching.queue import BatchLimits, RequestQueue
 from mlserve.testing import FakeClock
 
+TENANTS = (None, "x", "y", "z")
+
 
 def queue_of(requests: list[Waiting]) -> RequestQueue[Waiting]:
     queue: RequestQueue[Waiting] = RequestQueue(capacity=max(1, len(requests)))
@@ -28,7 +30,7 @@ def by_age_within_priority(requests: list[Waiting]) -> list[Waiting]:
     return sorted(requests, key=lambda request: (request.priority, request.enqueued_at))
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_a_batch_is_never_larger_than_max_size(
     requests: list[Waiting], limits: BatchLimits
 ) -> None:
@@ -37,7 +39,7 @@ def test_a_batch_is_never_larger_than_max_size(
     assert len(plan.batch) <= limits.max_size
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_a_batch_never_costs_more_than_max_cost_unless_it_is_one_request_alone(
     requests: list[Waiting], limits: BatchLimits
 ) -> None:
@@ -47,7 +49,7 @@ def test_a_batch_never_costs_more_than_max_cost_unless_it_is_one_request_alone(
         assert cost_of(plan.batch, limits) <= limits.max_cost
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_only_equal_keys_share_a_batch(requests: list[Waiting], limits: BatchLimits) -> None:
     plan = queue_of(requests).take(limits, NOW)
 
@@ -73,7 +75,7 @@ def test_an_unpadded_batch_leaves_nobody_of_its_key_out_who_was_there_before(
     assert plan.batch == by_age_within_priority(alike)[: len(plan.batch)]
 
 
-@given(arrivals(), batch_limits(padded=True))
+@given(arrivals(tenants=TENANTS), batch_limits(padded=True))
 def test_a_padded_batch_asks_the_lower_priority_number_first(
     requests: list[Waiting], limits: BatchLimits
 ) -> None:
@@ -93,7 +95,7 @@ def test_the_oldest_of_the_first_priority_is_always_in_the_batch(
     assert plan.batch[:1] == by_age_within_priority(alive)[:1]
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_expired_and_abandoned_requests_are_never_in_a_batch(
     requests: list[Waiting], limits: BatchLimits
 ) -> None:
@@ -103,7 +105,7 @@ def test_expired_and_abandoned_requests_are_never_in_a_batch(
     assert all(request.is_dead() for request in plan.dead)
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_taking_until_it_is_empty_loses_nothing_and_gives_nothing_twice(
     requests: list[Waiting], limits: BatchLimits
 ) -> None:
@@ -120,7 +122,7 @@ def test_taking_until_it_is_empty_loses_nothing_and_gives_nothing_twice(
     assert queue.occupied == 0
 
 
-@given(arrivals(), batch_limits())
+@given(arrivals(tenants=TENANTS), batch_limits())
 def test_take_gives_what_plan_said(requests: list[Waiting], limits: BatchLimits) -> None:
     queue = queue_of(requests)
 
@@ -148,7 +150,7 @@ def test_nothing_of_any_cost_above_zero_could_join_a_full_batch(
     assert again.batch == plan.batch
 
 
-@given(arrivals())
+@given(arrivals(tenants=TENANTS))
 def test_clear_gives_everything_oldest_of_the_first_priority_first(
     requests: list[Waiting],
 ) -> None:
@@ -258,6 +260,7 @@ class QueueMachine(RuleBasedStateMachine):
     """The queue beside a list of what waits and a list of what came out."""
 
     capacity = 6
+    tenants: tuple[str | None, ...] = (None,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,14 +287,16 @@ class QueueMachine(RuleBasedStateMachine):
                 self.queue.release()
 
     @rule(
+        data=st.data(),
         priority=st.integers(0, 2),
         key=st.sampled_from(["a", "b"]),
         cost=st.integers(0, 6),
         lives_s=st.sampled_from([0.5, 2.0, 100.0]),
     )
-    def put(self, priority: int, key: str, cost: int, lives_s: float) -> None:
+    def put(self, data: st.DataObject, priority: int, key: str, cost: int, lives_s: float) -> None:
         request = Waiting(
             priority=priority,
+            tenant=data.draw(st.sampled_from(self.tenants)),
             key=key,
             cost=cost,
             deadline=self.clock() + lives_s,
@@ -341,9 +346,7 @@ class QueueMachine(RuleBasedStateMachine):
         now = self.clock()
         plan = self.queue.take(limits, now)
         alive = [request for request in self._ordered() if not request.is_dead(now)]
-        assert plan.batch[:1] == alive[:1]
-        if not limits.padded:
-            assert plan.batch == self._expected(alive, limits)
+        self._check(plan.batch, alive, limits)
         if not alive:
             assert len(plan.dead) == len(self.waiting)
         self._leave([*plan.batch, *plan.dead])
@@ -362,6 +365,11 @@ class QueueMachine(RuleBasedStateMachine):
     def everything_is_either_waiting_or_came_out_once(self) -> None:
         accounted = [id(request) for request in (*self.waiting, *self.came_out)]
         assert sorted(accounted) == sorted(id(request) for request in self.put_in)
+
+    def _check(self, batch: list[Waiting], alive: list[Waiting], limits: BatchLimits) -> None:
+        assert batch[:1] == alive[:1]
+        if not limits.padded:
+            assert batch == self._expected(alive, limits)
 
     def _ordered(self) -> list[Waiting]:
         return sorted(self.waiting, key=lambda request: request.priority)  # stable: by age
@@ -387,3 +395,28 @@ class QueueMachine(RuleBasedStateMachine):
 
 TestQueueAgainstAList = QueueMachine.TestCase
 TestQueueAgainstAList.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+class TenantsMachine(QueueMachine):
+    """The same with several tenants, of each of which the oldest is served first."""
+
+    tenants = TENANTS
+
+    def _check(self, batch: list[Waiting], alive: list[Waiting], limits: BatchLimits) -> None:
+        assert bool(batch) == bool(alive)
+        if not batch:
+            return
+        assert batch[0].priority == alive[0].priority
+        alike = [request for request in alive if request.key == batch[0].key]
+        if limits.padded:
+            assert all(request in alike for request in batch)
+            return
+        for tenant in self.tenants:
+            taken = [request for request in batch if request.tenant == tenant]
+            assert taken == [r for r in alike if r.tenant == tenant][: len(taken)]
+        is_small = len(batch) < limits.max_size and limits.max_cost is None
+        assert not is_small or len(batch) == len(alike)
+
+
+TestQueueOfTenantsAgainstAList = TenantsMachine.TestCase
+TestQueueOfTenantsAgainstAList.settings = settings(max_examples=60, stateful_step_count=30)
