@@ -14,6 +14,7 @@ from mlserve.batching.memory_cap import MemoryCap
 from mlserve.batching.policy import ArrivalRate, Rule, Situation, hold_s, wait_for_arrivals
 from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
 from mlserve.batching.report import BatchReport
+from mlserve.batching.returns import Returns
 from mlserve.errors import DeadlineExceededError
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
@@ -23,6 +24,8 @@ from mlserve.settings import Batching
 __all__ = ["BatchRunner", "Batcher", "Pool"]
 
 logger = get_logger(__name__)
+
+_TIMER_GRAIN_S = 0.0008  # uvloop's timers count in milliseconds
 
 
 class BatchRunner(Protocol):
@@ -80,6 +83,7 @@ class Batcher:
         self._queue = queue
         self._clock = clock
         self._arrivals = ArrivalRate(8 * batching.max_wait_s)
+        self._returns = Returns()
         self._rules: list[Rule] = []
         if batching.max_wait_s > 0:
             self._rules.append(wait_for_arrivals(batching.max_wait_s))
@@ -96,6 +100,7 @@ class Batcher:
         now = self._clock()
         in_company = len(self._queue) > 0 or self._pool.is_working
         self._arrivals.observe(now, in_company=in_company)
+        self._returns.note_arrival(now)
         job.enqueued_at = now
         job.stage = "queue"
         self._queue.put(job)
@@ -124,16 +129,22 @@ class Batcher:
         while len(self._queue) > 0 and (runner := self._pool.idle()) is not None:
             now = self._clock()
             limits = self._limits()
-            if self._rules and (wait_s := self._wait_s(limits, now)) > 0:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(wait_s, self._dispatch)
+            if (wait_s := self._wait_s(limits, now)) > 0:
+                self._look_again(wait_s)
                 return
             plan = self._queue.take(limits, now)
             self._answer_dead(plan)
             if plan.batch:
+                self._returns.note_sent()
                 self._start(runner, plan.batch, now)
             elif not plan.dead:  # a key whose hash has changed: nothing can be taken
                 return
+
+    def _look_again(self, wait_s: float) -> None:
+        if wait_s < _TIMER_GRAIN_S:  # the loop turns meanwhile, and takes in who comes
+            self.wake()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
 
     def _limits(self) -> BatchLimits:
         options = self._batching
@@ -155,20 +166,26 @@ class Batcher:
         return max(costs) * len(costs) if self._batching.padded else sum(costs)
 
     def _wait_s(self, limits: BatchLimits, now: float) -> float:
-        plan = self._queue.plan(limits, now)
-        if not plan.batch:
+        if not self._rules and not self._returns.n_expected(limits.max_size):
             return 0.0
+        plan = self._queue.plan(limits, now)
+        if not plan.batch or plan.is_full:
+            return 0.0
+        n_waiting = len(plan.batch)
         fixed_s, each_s = self.cost_model.line
+        held_s = self._returns.hold_s(
+            now, n_waiting=n_waiting, n_room=limits.max_size - n_waiting, fixed_s=fixed_s
+        )
         situation = Situation(
             now=now,
-            n_waiting=len(plan.batch),
+            n_waiting=n_waiting,
             is_full=plan.is_full,
             oldest_at=plan.oldest_at,
             arrivals_per_s=self._arrivals.per_second(now),
             fixed_cost_s=fixed_s,
             cost_each_s=each_s,
         )
-        return hold_s(situation, self._rules)
+        return max(held_s, hold_s(situation, self._rules))
 
     def _answer_dead(self, plan: Plan[Job]) -> None:
         for job in plan.dead:
@@ -186,6 +203,7 @@ class Batcher:
     def _note_done(self, batch: list[Job], report: BatchReport) -> None:
         if report.too_large:
             self.cap.lower(self._size_of(report.too_large))
+        self._returns.note_done(self._clock(), len(batch), self.cost_model.line[0])
         self._dispatch()
         self.n_batched += len(batch)
         self.n_batches += 1
