@@ -132,9 +132,7 @@ def test_the_gauges_count_shared_replicas_once_and_own_ones_each(
     clients: dict[int, httpx2.Client],
 ) -> None:
     for client in clients.values():
-        until(
-            lambda c=client: scrape(c).value("mlserve_replicas", model="within", version="v1") == 2
-        )  # type: ignore[misc]
+        until(partial(has_replicas, client, "within", 2))
         found = scrape(client)
         assert found.value("mlserve_replicas", model="apart", version="v1") == 1
         for model in MODELS:

@@ -19,6 +19,7 @@ from tests.docs.pages import ROOT
 from mlserve import errors
 from mlserve.http import errors as http_errors
 from mlserve.observability.access_log import InferenceLine
+from mlserve.observability.metrics import FAMILIES
 from mlserve.settings import (
     ENVIRONMENT_PREFIX,
     Batching,
@@ -42,6 +43,7 @@ def tables() -> dict[Path, dict[str, str]]:
     }
     return {
         REFERENCE / "settings.md": settings,
+        REFERENCE / "metrics.md": {"families": metrics_table()},
         REFERENCE / "errors.md": {"classes": error_table(), "statuses": status_table()},
     }
 
@@ -89,6 +91,17 @@ def status_table() -> str:
     rows = [(str(status), _code(code)) for status, code in sorted(http_errors._CODES.items())]
     rows += [("other 4xx", _code("error")), ("other 5xx", _code("internal_error"))]
     return _table(("status", "code"), rows)
+
+
+def metrics_table() -> str:
+    rows = []
+    for family in FAMILIES:
+        [described] = family.describe()
+        suffix = "_total" if described.type == "counter" else ""
+        labels = ", ".join(_code(label) for label in family._labelnames)
+        name = _code(described.name + suffix)
+        rows.append((name, described.type, labels, described.documentation))
+    return _table(("family", "type", "labels", "meaning"), rows)
 
 
 def access_log_keys() -> list[str]:

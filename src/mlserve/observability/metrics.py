@@ -35,6 +35,7 @@ _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 _STAGES = ("queue", "preprocess", "infer", "postprocess")
 _TOKENS = ("prompt_tokens", "completion_tokens")
+_OUTCOMES = ("same", "different", "failed", "dropped")
 _OK = "ok"
 _NO_ROOM = (429, 503)
 
@@ -100,6 +101,9 @@ SHADOW = Counter(
     "Copies of requests that a version was tried out with, by what came of them.",
     (*_MODEL, "outcome"),
 )
+STORE_FAILURES = Counter(
+    "mlserve_rate_limit_store_failures", "How often a store of rate limits could not be reached."
+)
 IN_FLIGHT = Gauge(
     "mlserve_requests_in_flight",
     "Requests that were accepted and have no answer yet.",
@@ -116,12 +120,10 @@ REPLICAS = Gauge("mlserve_replicas", "Replicas that serve.", _MODEL, multiproces
 READY = Gauge(
     "mlserve_model_ready", "1 if the model is loaded and warm.", _MODEL, multiprocess_mode="livemin"
 )
-FAMILIES: tuple[Counter | Gauge | Histogram, ...] = (
-    REQUESTS, REJECTED, DURATION, STAGE, FIRST_CHUNK, BETWEEN_CHUNKS, TOKENS, IN_FLIGHT,
-    QUEUE_DEPTH, QUEUE_CAPACITY, BATCH_SIZE, BATCH_COST, PADDING, SPLITS, ISOLATED, OUT_OF_MEMORY,
-    REPLICAS, STARTS, READY, SHADOW,
-)  # fmt: skip
-"""All of them, in the order of the reference."""
+FAMILIES = tuple(
+    value for value in list(globals().values()) if isinstance(value, Counter | Gauge | Histogram)
+)
+"""All of them, in the order in which they stand here and in the reference."""
 
 
 class ModelMetrics:
@@ -144,6 +146,8 @@ class ModelMetrics:
         }
         self._by_code = {_OK: REQUESTS.labels(*labels, _OK)}
         self._rejected = {"queue_full": REJECTED.labels(*labels, "queue_full")}
+        for outcome in _OUTCOMES:
+            SHADOW.labels(*labels, outcome)
 
     def note_request(self, line: InferenceLine, annotations: Mapping[str, Any]) -> None:
         """Count a request that has its answer."""
