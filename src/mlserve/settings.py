@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +19,8 @@ from mlserve.errors import ConfigurationError
 __all__ = ["Batching", "Cors", "Limits", "Replicas", "Restart", "ServerSettings"]
 
 ENVIRONMENT_PREFIX = "MLSERVE_"
+_SECRETS = frozenset({f"{ENVIRONMENT_PREFIX}API_KEYS"})
+"""Variables that only the guards read: settings hold no secrets."""
 
 
 def _at_least(name: str, value: Any, least: float) -> None:
@@ -332,6 +335,10 @@ class ServerSettings(BaseSettings):
     """Whether the garbage collector is relieved of what the models allocated while loading."""
 
     @classmethod
+    flags: dict[str, bool | str] = Field(default={})
+    """The feature flags: `true`, `false` or a share of callers such as `"25%"`, by name."""
+    flags_file: Path | None = None
+    """A JSON object of flags, which wins over `flags` and is read again when it changes."""
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -345,6 +352,7 @@ class ServerSettings(BaseSettings):
         variables = [*os.environ, *getattr(dotenv_settings, "env_vars", ())]
         given = dict.fromkeys(getattr(init_settings, "init_kwargs", {}))
         given |= {
+        variables = [name for name in variables if name.upper() not in _SECRETS]
             name.lower().removeprefix(prefix).split("__")[0]: None
             for name in variables
             if name.lower().startswith(prefix)

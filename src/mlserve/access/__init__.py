@@ -1,0 +1,1 @@
+"""Who may ask, how much and for what: keys, limits and flags, without any web framework."""
