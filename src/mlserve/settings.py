@@ -333,12 +333,12 @@ class ServerSettings(BaseSettings):
     """Where `/docs` finds `swagger-ui-bundle.js` and `swagger-ui.css`; `None` = FastAPI's CDN."""
     freeze_gc: bool = True
     """Whether the garbage collector is relieved of what the models allocated while loading."""
-
-    @classmethod
     flags: dict[str, bool | str] = Field(default={})
     """The feature flags: `true`, `false` or a share of callers such as `"25%"`, by name."""
     flags_file: Path | None = None
     """A JSON object of flags, which wins over `flags` and is read again when it changes."""
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -350,9 +350,9 @@ class ServerSettings(BaseSettings):
         """Refuse keys that no field has, then read code, environment and `.env`, in this order."""
         prefix = ENVIRONMENT_PREFIX.lower()
         variables = [*os.environ, *getattr(dotenv_settings, "env_vars", ())]
+        variables = [name for name in variables if name.upper() not in _SECRETS]
         given = dict.fromkeys(getattr(init_settings, "init_kwargs", {}))
         given |= {
-        variables = [name for name in variables if name.upper() not in _SECRETS]
             name.lower().removeprefix(prefix).split("__")[0]: None
             for name in variables
             if name.lower().startswith(prefix)
