@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from mlserve.errors import ConfigurationError
 from mlserve.execution.devices import available_cores
-from mlserve.handler import ModelHandler
+from mlserve.handler import Call, ModelHandler
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import (
     Dtype,
@@ -193,9 +193,13 @@ class TextEmbedding(ModelHandler[EmbeddingRequest, Embedding]):
             rows = vectors.cpu().numpy()
         return [(row, len(tokens)) for row, tokens in zip(rows, inputs, strict=True)]
 
-    def postprocess(self, output: tuple[np.ndarray[Any, Any], int]) -> Embedding:
-        """Make the response."""
+    def postprocess(
+        self, output: tuple[np.ndarray[Any, Any], int], call: Call | None = None
+    ) -> Embedding:
+        """Make the response, and note the tokens for log and metrics."""
         vector, tokens = output
+        if call is not None:
+            call.annotate(prompt_tokens=tokens)
         return Embedding(embedding=vector.tolist(), tokens=tokens)
 
     def unload(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mlserve.errors import ConfigurationError
+from mlserve.handler import Call
 from mlserve.huggingface._checkpoint import Checkpoint
 from mlserve.huggingface._devices import Dtype, place
 from mlserve.huggingface.generation.engine import Engine, Memory
@@ -148,14 +149,19 @@ class TextGeneration(SteppedHandler[GenerationRequest, Generation, GenerationChu
         """Make tokens of a request and check it."""
         return self._prompts.make(request)
 
-    def admit(self, item: Prompt) -> Running:
+    def admit(self, item: Prompt, call: Call | None = None) -> Running:
         """Take in a prompt."""
-        return self._engine.admit(item)
+        running = self._engine.admit(item)
+        running.call = call
+        return running
 
     def step(self) -> list[Advance]:
-        """Read pieces of prompts, and write a token of every answer."""
+        """Read pieces of prompts, and write a token of every answer; the tokens are noted."""
         with torch.inference_mode():
-            return self._engine.step()
+            advances = self._engine.step()
+        for advance in advances:
+            advance.sequence.note_usage()
+        return advances
 
     def evict(self, sequence: Running) -> None:
         """Forget a request that nobody waits for."""

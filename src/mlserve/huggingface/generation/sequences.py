@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlserve.handler import Call
 from mlserve.huggingface.generation.grammar import Grammar
 from mlserve.huggingface.generation.sampling import Sampled, Sampler, Sampling
 from mlserve.huggingface.generation.tools import ToolReader
@@ -145,3 +146,13 @@ class Running:
     """How many choices have ended."""
     usage: Usage = field(default_factory=Usage)
     """What it took so far."""
+    call: Call | None = None
+    """Whose request it is."""
+
+    def note_usage(self) -> None:
+        """Note for log and metrics what it took so far."""
+        if self.call is not None:
+            self.call.annotate(
+                prompt_tokens=self.usage.prompt_tokens,
+                completion_tokens=self.usage.completion_tokens,
+            )
