@@ -5,7 +5,7 @@ import gc
 import math
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from mlserve.engine import Engine
@@ -13,6 +13,8 @@ from mlserve.errors import ConfigurationError, ModelNotFoundError
 from mlserve.execution.worker import TaskSet
 from mlserve.model import Model
 from mlserve.observability.loggers import get_logger
+from mlserve.records.recording import Recording
+from mlserve.records.sink import Sink
 from mlserve.settings import ServerSettings
 from mlserve.shadow import ShadowCopies
 from mlserve.traffic import Shadow, Traffic, point_of, version_number
@@ -30,9 +32,13 @@ class Registry:
 
     Args:
         settings: How they are started and stopped.
+        sinks: Who gets a record of every request of every model.
+
+    Raises:
+        ConfigurationError: If one of them is no sink.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, sinks: Sequence[Sink] = ()) -> None:
         self.settings = settings
         self.on_late_failure: Callable[[str], None] = _ask_to_stop
         """Ends the process when a model fails to load after the start; set by who runs it."""
@@ -46,6 +52,8 @@ class Registry:
         """Whether who runs the server begins the drain; else the application looks for signals."""
         self.loaded = threading.Event()
         """Set once every model is loaded or has failed; any thread may wait for it."""
+        self.recording = Recording(sinks)
+        """The sinks that are told of answered requests."""
         self._models: dict[str, dict[str, Model]] = {}
         # By name; a change replaces an entry whole, so that no request sees a part of it.
         self._traffic: dict[str, Traffic] = {}
@@ -211,10 +219,13 @@ class Registry:
         try:
             with _relieved_gc(enabled=self.settings.freeze_gc) as freeze:
                 try:
+                    self.recording.open()
                     await self._load_all(loads, wait_s, freeze)
                     yield
                 finally:
                     await self._stop_all(loads)
+                    flush_s = self.settings.flush_s
+                    await self.recording.close(min(flush_s, 1.0) if self.is_hurried else flush_s)
         finally:
             self.is_running = self.is_hurried = False
 

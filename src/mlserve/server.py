@@ -24,6 +24,7 @@ from mlserve.http.runner import run_server
 from mlserve.http.versioning import Mounted
 from mlserve.http.workers import run_workers
 from mlserve.model import Model
+from mlserve.records.sink import Sink
 from mlserve.registry import Registry
 from mlserve.settings import Batching, Limits, Replicas, ServerSettings
 from mlserve.spec import (
@@ -52,6 +53,7 @@ class ModelServer:
         settings: The server's settings; `None` = from the environment.
         dependencies: FastAPI dependencies of every route but the probes.
         middleware: Further ASGI middleware of the built application, outermost first.
+        sinks: Who gets a record of every request of every model, such as `SqlSink(…)`.
         lifespan: Entered before the models load and left after they are unloaded, for pools and
             clients; takes the application, as FastAPI's.
 
@@ -75,10 +77,11 @@ class ModelServer:
         settings: ServerSettings | None = None,
         dependencies: Sequence[Any] = (),
         middleware: Sequence[Middleware] = (),
+        sinks: Sequence[Sink] = (),
         lifespan: Lifespan | None = None,
     ) -> None:
         self.settings = settings if settings is not None else ServerSettings()
-        self.registry = Registry(self.settings)
+        self.registry = Registry(self.settings, sinks)
         """The models by name and version."""
         self._plan = AppPlan(
             title=title,
@@ -105,6 +108,7 @@ class ModelServer:
         dependencies: Sequence[Any] = (),
         path: str | None = None,
         tags: Sequence[str] | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> Self:
         """
         Add a model.
@@ -119,6 +123,7 @@ class ModelServer:
             dependencies: FastAPI dependencies of its routes.
             path: Its predict path below the version, instead of `/models/{name}/predict`.
             tags: Under which OpenAPI shows its routes.
+            sinks: Who gets a record of each of its requests, besides those of the server.
 
         Raises:
             ConfigurationError: If anything of it cannot work; the message says what to do.
@@ -146,6 +151,7 @@ class ModelServer:
             limits=limits_of(limits, options),
         )
         model = Model(Engine(spec))
+        self.registry.recording.record(model.engine.listeners, sinks)
         self.registry.add(model)
         self._plan.mounted.append(
             Mounted(

@@ -33,9 +33,10 @@ _numbers = itertools.count(1)
 _NO_TIMES = StageTimes()
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _LEFT = 499  # as nginx has it: the client has left before there was an answer
-_NO_ROOM = (429, 503)
+_NOT_REACHED = (401, 403, 405, 429, 499, 503)
 _LONGEST_KEPT = 2**20
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_JSON = (b"content-type", b"application/json")
 _DATA, _DONE = b"data:", b"[DONE]\n\n"
 
 
@@ -124,6 +125,7 @@ class Exchange:
             headers = list(message.get("headers", ()))
             headers.append(self.id_header)
             self._is_stream = _EVENT_STREAM in headers
+            self.keeps_payloads &= self._is_stream or _JSON in headers
             if self.job is not None:
                 headers.append((b"server-timing", _server_timing(self.job)))
             message = {**message, "headers": headers}
@@ -175,8 +177,8 @@ class Exchange:
         self.metrics.note_request(line, annotations)
         if self._settings.access_log:
             log_inference(line, annotations)
-        # Those who found no room have not reached the model.
-        if self._listeners and (job is not None or status not in _NO_ROOM):
+        # Those who found no room, or had no right, have not reached the model.
+        if self._listeners and (job is not None or status not in _NOT_REACHED):
             self._listeners.tell(self._ended(line, annotations))
 
     def _ended(self, line: InferenceLine, annotations: Mapping[str, Any]) -> Ended:
@@ -187,8 +189,13 @@ class Exchange:
             is_stream=self._is_stream,
             key=self.key,
             request=self.body,
-            response=b"".join(self._answer) if self.keeps_payloads else None,
+            response=b"".join(self._answer) if self._has_whole_answer else None,
         )
+
+
+    @property
+    def _has_whole_answer(self) -> bool:
+        return self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT
 
 
 def _server_timing(job: Job) -> bytes:

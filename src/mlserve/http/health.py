@@ -1,17 +1,24 @@
 """`/health` and `/ready`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mlserve.engine import Engine
-from mlserve.errors import DrainingError, MLServeError, ModelFailedError, ModelNotReadyError
+from mlserve.errors import (
+    CapacityError,
+    DrainingError,
+    MLServeError,
+    ModelFailedError,
+    ModelNotReadyError,
+)
 from mlserve.http.errors import error_info
 from mlserve.http.exchange import request_id_of
 from mlserve.http.schemas import HealthBody
 from mlserve.lifecycle import ModelState
+from mlserve.records.outlet import Outlet
 from mlserve.registry import Registry
 
 __all__ = ["make_health", "make_ready"]
@@ -32,16 +39,18 @@ def make_ready(registry: Registry) -> Callable[..., Any]:
     async def ready(request: Request) -> Response:
         engines = [model.engine for model in registry]
         models = [_readiness(engine) for engine in engines]
+        sinks = _sinks(registry.recording)
         is_ready = (
             bool(engines)
             and not registry.is_draining
             and all(engine.lifecycle.is_ready for engine in engines)
+            and not any(outlet.is_missed for outlet in registry.recording)
         )
         if is_ready:
-            return JSONResponse({"status": "ready", "models": models})
-        reason = DrainingError() if registry.is_draining else _why_not(engines)
+            return JSONResponse({"status": "ready", "models": models, **sinks})
+        reason = DrainingError() if registry.is_draining else _why_not(engines, registry.recording)
         error = error_info(reason, request_id_of(request.scope))
-        body = {"status": "not_ready", "models": models, "error": error}
+        body = {"status": "not_ready", "models": models, "error": error, **sinks}
         return JSONResponse(body, 503, {"Retry-After": "1"})
 
     return ready
@@ -61,12 +70,20 @@ def _readiness(engine: Engine) -> dict[str, Any]:
     }
 
 
+def _sinks(outlets: Iterable[Outlet]) -> dict[str, Any]:
+    sinks = [
+        {"name": outlet.name, "state": outlet.state, "waiting": outlet.n_waiting, **outlet.counts}
+        for outlet in outlets
+    ]
+    return {"sinks": sinks} if sinks else {}
+
+
 def _mean_progress(engine: Engine) -> float:
     fractions = [fraction for fraction, _ in engine.progress.values()]
     return sum(fractions) / max(engine.spec.replicas.min_count, len(fractions))
 
 
-def _why_not(engines: list[Engine]) -> MLServeError:
+def _why_not(engines: list[Engine], outlets: Iterable[Outlet]) -> MLServeError:
     """Give the worst reason."""
     for engine in engines:
         name, life = engine.spec.name, engine.lifecycle
@@ -77,4 +94,7 @@ def _why_not(engines: list[Engine]) -> MLServeError:
     for engine in engines:
         if not engine.lifecycle.is_ready:
             return ModelNotReadyError(engine.spec.name, engine.lifecycle.state)
+    for outlet in outlets:
+        if outlet.is_missed:
+            return CapacityError(f"Sink `{outlet.name}` does not write, and the server needs it.")
     return ModelNotReadyError("any", "none is registered")

@@ -42,12 +42,24 @@ class ModelReadiness(BaseModel):
     note: str | None = None
 
 
+class SinkReadiness(BaseModel):
+    """How one sink of records does."""
+
+    name: str
+    state: str
+    waiting: int
+    written: int
+    dropped: int
+    failed: int
+
+
 class ReadyBody(BaseModel):
     """Whether every model is loaded and warm, and why not."""
 
     status: str
     models: list[ModelReadiness]
     error: ErrorInfo | None = None
+    sinks: list[SinkReadiness] | None = None
 
 
 class ModelInfo(BaseModel):

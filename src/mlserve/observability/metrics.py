@@ -20,6 +20,7 @@ __all__ = [
     "batch_metrics",
     "model_metrics",
     "note_figures",
+    "note_records",
     "note_shadow",
 ]
 
@@ -103,6 +104,9 @@ SHADOW = Counter(
 )
 STORE_FAILURES = Counter(
     "mlserve_rate_limit_store_failures", "How often a store of rate limits could not be reached."
+)
+RECORDS = Counter(
+    "mlserve_records", "Records of requests, by what came of them.", ("sink", "outcome")
 )
 IN_FLIGHT = Gauge(
     "mlserve_requests_in_flight",
@@ -235,6 +239,18 @@ def batch_metrics(model: str, version: str) -> BatchMetrics:
 def model_metrics(model: str, version: str) -> ModelMetrics:
     """Give what counts one model's requests in this process."""
     return ModelMetrics(model, version)
+
+
+def note_records(sink: str, outcome: str, n: int) -> None:
+    """
+    Count records of requests.
+
+    Args:
+        sink: The name of the sink that they are for.
+        outcome: `written`, `dropped` for want of room, or `failed`.
+        n: How many.
+    """
+    RECORDS.labels(sink, outcome).inc(n)
 
 
 def note_shadow(model: str, version: str, outcome: str) -> None:

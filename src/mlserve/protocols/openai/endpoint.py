@@ -148,6 +148,9 @@ class Endpoint:
         limit_bytes = model.engine.spec.limits.max_body_bytes
         if len(body) > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
+        exchange: Exchange = request.scope[EXCHANGE]
+        if exchange.keeps_payloads:
+            exchange.body = body
         is_stream = bool(getattr(asked, "stream", False))
 
         async def answer(request: Request) -> Response:
