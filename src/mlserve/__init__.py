@@ -39,6 +39,7 @@ from mlserve.server import ModelServer
 from mlserve.settings import Batching, Cors, Limits, Replicas, Restart, ServerSettings
 from mlserve.statistics import Statistics
 from mlserve.stepped import Advance, SteppedHandler
+from mlserve.traffic import Shadow
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ __all__ = [
     "Restart",
     "SchemaViolationError",
     "ServerSettings",
+    "Shadow",
     "Statistics",
     "SteppedHandler",
     "UnsupportedMediaTypeError",

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import date
 from typing import Any, Self
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from mlserve.http.dependencies import (
     checked_middleware,
     make_model_dependency,
 )
+from mlserve.http.deprecation import Deprecation
 from mlserve.http.found import find_variable
 from mlserve.http.protocol import ServingProtocol
 from mlserve.http.runner import run_server
@@ -35,6 +37,7 @@ from mlserve.spec import (
     option_of,
     replicas_of,
 )
+from mlserve.traffic import Shadow
 
 __all__ = ["ModelServer"]
 
@@ -108,6 +111,7 @@ class ModelServer:
         dependencies: Sequence[Any] = (),
         path: str | None = None,
         tags: Sequence[str] | None = None,
+        changes: str | None = None,
         sinks: Sequence[Sink] = (),
     ) -> Self:
         """
@@ -123,6 +127,7 @@ class ModelServer:
             dependencies: FastAPI dependencies of its routes.
             path: Its predict path below the version, instead of `/models/{name}/predict`.
             tags: Under which OpenAPI shows its routes.
+            changes: What is other than in the version before, in Markdown; stands in OpenAPI.
             sinks: Who gets a record of each of its requests, besides those of the server.
 
         Raises:
@@ -159,8 +164,75 @@ class ModelServer:
                 dependencies=checked_dependencies(dependencies),
                 path=path,
                 tags=tags,
+                changes=changes,
             )
         )
+        return self
+
+    def deprecate(
+        self,
+        version: str,
+        *,
+        name: str | None = None,
+        since: date | None = None,
+        sunset: date | None = None,
+        successor: str | None = None,
+        note: str | None = None,
+    ) -> Self:
+        """
+        Advise against a version: in the headers of all its answers, and in OpenAPI.
+
+        Args:
+            version: Such as `v1`.
+            name: Of which model; `None` = of all.
+            since: Since when; `None` = now.
+            sunset: From when on it may be gone.
+            successor: Which version to use instead.
+            note: What users should know, in Markdown.
+
+        Raises:
+            ConfigurationError: If there are no such versions, or the dates cannot be.
+
+        Source:
+            RFC 9745 (`Deprecation`), RFC 8594 (`Sunset`), RFC 5829 (`rel="successor-version"`).
+        """
+        self._require_open()
+        deprecation = Deprecation.checked(
+            version,
+            self.models(),
+            name=name,
+            since=since,
+            sunset=sunset,
+            successor=successor,
+            note=note,
+        )
+        self._plan.deprecations.append(deprecation)
+        self._plan.deprecations.sort(key=lambda each: each.name is None)  # one model's go first
+        return self
+
+    def route(
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        shadow: Shadow | str | tuple[str, float] | None = None,
+    ) -> Self:
+        """
+        Divide the requests that name no version among the versions of a model.
+
+        It may be called again while the server runs, on its event loop, and holds from the next
+        request on; with several HTTP processes it reaches only its own.
+
+        Args:
+            name: The model's name.
+            weights: Which part each version gets, such as `{"v1": 0.9, "v2": 0.1}`; they sum to
+                one.
+            shadow: Which version gets copies of what the others have answered: a version, one
+                with the share that is copied, or `Shadow(…)`.
+
+        Raises:
+            ConfigurationError: If that cannot be done; the message says what to do.
+        """
+        self.registry.route(name, weights, Shadow.of(shadow))
         return self
 
     def use(self, protocol: ServingProtocol) -> Self:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 
+from mlserve.http.deprecation import Deprecation
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.health import make_health, make_ready
 from mlserve.http.lean import ServingApp
@@ -48,6 +49,7 @@ class AppPlan:
     registry: Registry
     mounted: list[Mounted] = field(default_factory=list)
     protocols: list[ServingProtocol] = field(default_factory=list)
+    deprecations: list[Deprecation] = field(default_factory=list)
     dependencies: Sequence[Depends] = ()
     middleware: Sequence[Middleware] = ()
     lifespan: Lifespan | None = None
@@ -117,7 +119,8 @@ def _guard_docs(app: FastAPI, dependencies: Sequence[Depends]) -> None:
 def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
     registry = plan.registry
-    routes.add_all(plan.mounted, registry)  # first: the router looks at routes in their order
+    # First: the router looks at routes in their order.
+    routes.add_all(plan.mounted, registry, plan.deprecations)
     for protocol in plan.protocols:
         protocol.add_routes(routes, plan.mounted, registry)
     routes.add_probe("/health", make_health(), response_model=HealthBody, tags=["server"])

@@ -91,6 +91,8 @@ class Exchange:
         self.bytes_in = 0
         self.key: str | None = None
         """The name of the API key that the request came with."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """What its answer has besides, whatever it is."""
         self.body: bytes | None = None
         """The request's body, if it is to be kept."""
         self.name_model(model, version, listeners)
@@ -124,6 +126,7 @@ class Exchange:
             self._status = message["status"]
             headers = list(message.get("headers", ()))
             headers.append(self.id_header)
+            headers += self.headers
             self._is_stream = _EVENT_STREAM in headers
             self.keeps_payloads &= self._is_stream or _JSON in headers
             if self.job is not None:

@@ -15,9 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from mlserve.errors import CapacityError
 from mlserve.http.errors import error_response
-from mlserve.http.exchange import Exchange
 from mlserve.http.lean import ServingApp
-from mlserve.settings import ServerSettings
 
 __all__ = ["Gate"]
 
@@ -28,12 +26,10 @@ class Gate:
 
     Args:
         app: The application; before any but our own there is no gate.
-        settings: The server's settings.
     """
 
-    def __init__(self, app: Any, settings: ServerSettings) -> None:
+    def __init__(self, app: Any) -> None:
         self._app = app if isinstance(app, ServingApp) else None
-        self._settings = settings
 
     def refusal(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> bytes | None:
         """
@@ -52,11 +48,9 @@ class Gate:
         try:
             route.require_room(scope)
         except CapacityError as exc:
-            exchange = Exchange(
-                scope, _nowhere, self._settings, route.model, route.version, route.listeners
-            )
+            exchange = route.open(scope, _nowhere)
             response = error_response(exc, exchange.request_id)
-            lines = [*headers, *response.raw_headers, exchange.id_header]
+            lines = [*headers, *response.raw_headers, exchange.id_header, *exchange.headers]
             head = b"".join(b"%s: %s\r\n" % line for line in lines)
             exchange.close(response.status_code, exc.code, len(response.body))
             return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)

@@ -7,7 +7,7 @@ whatever handlers the application has.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +26,13 @@ from mlserve.http.shutdown import MODEL, answer_cancelled
 from mlserve.observability.listeners import Listeners
 from mlserve.settings import ServerSettings
 
-__all__ = ["NO_MODEL", "Answer", "ModelRoute", "ServerRoute"]
+__all__ = ["NO_MODEL", "Answer", "ModelRoute", "Opened", "ServerRoute"]
 
 Answer = Callable[[Request], Awaitable[Response]]
 """What runs once the user's dependencies are solved."""
+
+Opened = Callable[[Exchange, Scope], None]
+"""What is told of each exchange when it begins: it may say whose it is, and add headers."""
 
 NO_MODEL = "-"
 """What stands in the log in the place of a model that a request has not named."""
@@ -82,6 +85,7 @@ class ModelRoute(APIRoute):
         require_room: Raises a `CapacityError` for a request whose head is known and nothing else,
             if the model has no room for it.
         listeners: Who is told of its requests.
+        opened: Called with each exchange when it begins.
         shape: What its protocol says of errors; `None` = what mlserve says.
         options: What FastAPI's route takes.
     """
@@ -98,16 +102,18 @@ class ModelRoute(APIRoute):
         max_body_bytes: int,
         require_room: Callable[[Scope], None] = _always_room,
         listeners: Listeners | None = None,
+        opened: Sequence[Opened] = (),
         shape: ErrorShape | None = None,
         **options: Any,
     ) -> None:
         self._answer = answer
         self._settings = settings
-        self.model = model
-        self.version = version
+        self._model = model
+        self._version = version
         self._max_body_bytes = max_body_bytes
         self.require_room = require_room
-        self.listeners = listeners
+        self._listeners = listeners
+        self._opened = opened
         self._shape = shape
         super().__init__(path, endpoint, **options)
 
@@ -130,10 +136,19 @@ class ModelRoute(APIRoute):
         """Whether FastAPI has nothing to do for it: no dependency, no parameter in its path."""
         return not self.dependant.dependencies and not self.param_convertors
 
+    def open(self, scope: Scope, send: Send) -> Exchange:
+        """Begin the exchange of a request."""
+        exchange = Exchange(
+            scope, send, self._settings, self._model, self._version, self._listeners
+        )
+        for opened in self._opened:
+            opened(exchange, scope)
+        return exchange
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
-        exchange = Exchange(scope, send, self._settings, self.model, self.version, self.listeners)
-        scope[MODEL] = None if self.model == NO_MODEL else self.model
+        exchange = self.open(scope, send)
+        scope[MODEL] = None if self._model == NO_MODEL else self._model
         if self._shape is not None:
             scope[ERROR_SHAPE] = self._shape
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)

@@ -135,7 +135,7 @@ def make_config(app: Any, registry: Registry | None, **options: Any) -> uvicorn.
     """
     settings = registry.settings if registry is not None else ServerSettings()
     config: dict[str, Any] = {
-        "http": partial(Connection, settings, Gate(app, settings).refusal),
+        "http": partial(Connection, settings, Gate(app).refusal),
         "log_config": None,
         "access_log": False,
         "server_header": False,

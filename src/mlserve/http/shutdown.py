@@ -131,8 +131,13 @@ async def draining_on_signals(registry: Registry) -> AsyncIterator[None]:
     tasks = TaskSet()
     previous: dict[int, Any] = {}
 
+    n_signals = 0
+
     def begin() -> None:
-        tasks.spawn(registry.hurry() if registry.is_draining else registry.drain())
+        nonlocal n_signals
+        n_signals += 1
+        # The first one: an administrator may have begun to drain already, and nobody is hurried.
+        tasks.spawn(registry.drain() if n_signals == 1 else registry.hurry())
 
     def note(number: int, frame: FrameType | None) -> None:
         with suppress(RuntimeError):  # the event loop is closed

@@ -1,37 +1,35 @@
-"""The routes of all models: one group per version, and the unversioned alias of the newest."""
+"""The routes of all models: one group per version, and those that name no version."""
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from mlserve.errors import ConfigurationError, RequestError
+from mlserve.errors import ConfigurationError
+from mlserve.http.aliases import Alias, served_by
+from mlserve.http.deprecation import Deprecation
 from mlserve.http.documented import (
     EventStreamDocument,
     body_signature,
-    example_values,
     query_signature,
     stream_responses,
     takes_query,
 )
 from mlserve.http.errors import ErrorShape, documented_errors
 from mlserve.http.guard import NOTHING, Guard
-from mlserve.http.predict import PredictEndpoint, require_room
+from mlserve.http.mounted import Entrance, Mounted, as_function, entrance_of
 from mlserve.http.route import NO_MODEL, Answer, ModelRoute, ServerRoute
 from mlserve.http.schemas import ErrorBody
-from mlserve.http.stream import StreamEndpoint
-from mlserve.model import Model
 from mlserve.payloads import Binary
 from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
@@ -39,36 +37,7 @@ from mlserve.settings import ServerSettings
 __all__ = ["ModelRoutes", "Mounted"]
 
 _VERSION = re.compile(r"v[1-9][0-9]*")
-
-
-class Mounted:
-    """
-    One model as it stands in the application.
-
-    Args:
-        model: The model.
-        dependencies: The user's, run before its requests are read.
-        path: Its predict path below the version, instead of `/models/{name}/predict`.
-        tags: Under which OpenAPI shows it.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        dependencies: Sequence[Depends] = (),
-        path: str | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> None:
-        self.model = model
-        self.dependencies = list(dependencies)
-        self.predict_path = path or f"/models/{model.name}/predict"
-        self.stream_path = f"/models/{model.name}/stream"
-        self.examples = example_values(model.engine.spec)
-        """The handler's examples as JSON values."""
-        self.request_schema = model.engine.spec.contract.request.json_schema()
-        """The request type as JSON schema."""
-        self.tags = list(tags) if tags is not None else [f"{model.name} {model.version}"]
+_ACTIONS = ("predict", "stream")
 
 
 class ModelRoutes:
@@ -96,21 +65,29 @@ class ModelRoutes:
         self._dependencies = list(dependencies)
         self._methods: dict[str, list[str]] = {}
 
-    def add_all(self, mounted: list[Mounted], registry: Registry) -> None:
+    def add_all(
+        self,
+        mounted: list[Mounted],
+        registry: Registry,
+        deprecations: Sequence[Deprecation] = (),
+    ) -> None:
         """
-        Add the versioned routes and the aliases of the newest versions.
+        Add the routes of all versions, and those that name no version.
 
         Raises:
             ConfigurationError: If a path is taken.
         """
-        newest = {id(model) for model in registry.newest().values()}
         for mount in mounted:
-            self._add_model(mount, f"/{mount.model.version}")
-        for mount in mounted:
-            if id(mount.model) in newest:
-                self._add_model(mount, "")
+            for action in _ACTIONS:
+                if mount.can(action):
+                    entrance = self._entrance(mount, action, deprecations, mounted)
+                    self._add_model(mount, f"/{mount.model.version}", action, entrance)
+        for name in registry.newest():
+            versions_of = {m.model.version: m for m in mounted if m.model.name == name}
+            for action in _ACTIONS:
+                self._add_alias([versions_of[v] for v in registry.versions(name)], action, registry)
         versions = sorted({mount.model.version for mount in mounted} | {"v1"})
-        for action in ("predict", "stream"):
+        for action in _ACTIONS:
             for version in versions:
                 self._add_fallback(f"/{version}/models/{{name}}/{action}", registry, version)
             self._add_fallback(f"/models/{{name}}/{action}", registry, None)
@@ -118,23 +95,23 @@ class ModelRoutes:
 
     def paths_of(self, mount: Mounted) -> dict[str, str]:
         """Give the versioned paths of a model, by what they do."""
-        contract = mount.model.engine.spec.contract
         base = f"{self._prefix}/{mount.model.version}"
-        paths = {"predict": base + mount.predict_path} if contract.can_infer else {}
-        return paths | ({"stream": base + mount.stream_path} if contract.can_stream else {})
+        return {action: base + mount.path(action) for action in _ACTIONS if mount.can(action)}
 
-    def add_plain(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+    def add_plain(
+        self, path: str, endpoint: Callable[..., Any], *, method: str = "GET", **options: Any
+    ) -> None:
         """
         Add a route that belongs to no model.
 
         Raises:
             ConfigurationError: If the path is taken.
         """
-        self.require_free(self._prefix + path, "GET")
+        self.require_free(self._prefix + path, method)
         self._app.router.add_api_route(
             self._prefix + path,
             endpoint,
-            methods=["GET"],
+            methods=[method],
             route_class_override=ServerRoute,
             **options,
         )
@@ -168,7 +145,7 @@ class ModelRoutes:
         limits = [mount.model.engine.spec.limits.max_body_bytes for mount in mounted]
         route_class = partial(
             ModelRoute,
-            answer=_as_function(answer),
+            answer=as_function(answer),
             settings=self.settings,
             model=NO_MODEL,
             version=NO_MODEL,
@@ -225,67 +202,116 @@ class ModelRoutes:
                     " another `path` or another model name."
                 )
 
-    def _add_model(self, mount: Mounted, base: str) -> None:
+    def _entrance(
+        self,
+        mount: Mounted,
+        action: str,
+        deprecations: Sequence[Deprecation],
+        mounted: list[Mounted],
+    ) -> Entrance:
+        """Give what stands behind a path that names a version."""
+        entrance = entrance_of(mount, action, self.settings)
+        deprecation = next((d for d in deprecations if d.covers(mount.model)), None)
+        if deprecation is None:
+            return entrance
+        successors = [
+            self.paths_of(other).get(action)
+            for other in mounted
+            if other.model.name == mount.model.name and other.model.version == deprecation.successor
+        ]
+        return replace(
+            entrance,
+            opened=(deprecation.teller(next(iter(successors), None)),),
+            notes=[deprecation.text, *entrance.notes],
+            is_deprecated=True,
+        )
+
+    def _add_alias(self, mounts: list[Mounted], action: str, registry: Registry) -> None:
+        """Add a path without a version, which stands where the newest version has its own."""
+        able = {mount.model.version: mount for mount in mounts if mount.can(action)}
+        if not able:
+            return
+        newest = mounts[-1]
+        if len(mounts) == 1:
+            header = served_by(newest.model.version)
+            entrance = replace(
+                entrance_of(newest, action, self.settings),
+                opened=(lambda exchange, _: exchange.headers.append(header),),
+            )
+            self._add_model(newest, "", action, entrance)
+            return
+        entrances = {
+            version: entrance_of(mount, action, self.settings) for version, mount in able.items()
+        }
+        entrance = Alias(entrances, registry, self.settings, self._app).entrance()
+        main = registry.traffic(newest.model.name).main
+        shown = able.get(main) or able[next(reversed(able))]
+        self._add_model(shown, "", action, entrance, path=newest.path(action))
+
+    def _add_model(
+        self, mount: Mounted, base: str, action: str, entrance: Entrance, path: str | None = None
+    ) -> None:
+        """Add a path, with the documents of one model."""
         contract = mount.model.engine.spec.contract
-        note = "" if base else ", newest version"
-        if contract.can_infer:
+        path = base + (path or mount.path(action))
+        note = "" if base else ", no version named"
+        if action == "predict":
             is_binary = contract.response.is_binary
+            summary = f"Predict with {mount.model.name}{note}"
             self._add(
                 mount,
-                base + mount.predict_path,
-                body_signature(
-                    contract, mount.examples, "predict", f"Predict with {mount.model.name}{note}"
-                ),
-                PredictEndpoint(mount.model, self.settings),
+                path,
+                body_signature(contract, mount.examples, "predict", summary),
+                entrance,
                 "POST",
                 response_model=None if is_binary else contract.response.declared,
                 responses=_responses(contract.response.declared),
             )
-        if not contract.can_stream:
             return
-        answer = StreamEndpoint(mount.model, self.settings)
         documents: dict[str, Any] = {
             "response_model": contract.chunk.declared,
             "response_class": EventStreamDocument,
             "responses": stream_responses(),
         }
-        path, summary = base + mount.stream_path, f"Stream from {mount.model.name}{note}"
+        summary = f"Stream from {mount.model.name}{note}"
         shown = body_signature(contract, mount.examples, "stream", summary)
-        self._add(mount, path, shown, answer, "POST", **documents)
+        self._add(mount, path, shown, entrance, "POST", **documents)
         if takes_query(contract):
             shown = query_signature(contract, "stream_get", summary)
-            self._add(mount, path, shown, answer, "GET", **documents)
+            self._add(mount, path, shown, entrance, "GET", **documents)
 
     def _add(
         self,
         mount: Mounted,
         path: str,
         endpoint: Callable[..., Any],
-        answer: Answer,
+        entrance: Entrance,
         method: str,
         **documents: Any,
     ) -> None:
         full_path = self._prefix + path
         self.require_free(full_path, method)
         self._methods.setdefault(full_path, []).append(method)
-        spec = mount.model.engine.spec
         route_class = partial(
             ModelRoute,
-            answer=_as_function(answer),
+            answer=entrance.answer,
             settings=self.settings,
-            model=spec.name,
-            version=spec.version,
-            max_body_bytes=spec.limits.max_body_bytes,
-            require_room=_door_of(mount.model, is_stream=isinstance(answer, StreamEndpoint)),
-            listeners=mount.model.engine.listeners,
+            model=entrance.name,
+            version=entrance.version,
+            max_body_bytes=entrance.max_body_bytes,
+            require_room=entrance.require_room,
+            listeners=entrance.listeners,
+            opened=entrance.opened,
         )
         self._app.router.add_api_route(
             full_path,
             endpoint,
             methods=[method],
-            dependencies=[*self._dependencies, *mount.dependencies],
+            dependencies=[*self._dependencies, *entrance.dependencies],
             tags=list(mount.tags),
             summary=endpoint.__doc__,
+            description="\n\n".join(entrance.notes) or None,
+            deprecated=entrance.is_deprecated or None,
             route_class_override=cast("type[APIRoute]", route_class),
             operation_id=f"{endpoint.__name__}{full_path.replace('/', '_')}_{method.lower()}",
             **documents,
@@ -334,26 +360,6 @@ class _FallbackRoute(ModelRoute):
 
 async def _no_such_model(name: str) -> None:
     """Never called: its signature names the path's parameter."""
-
-
-def _door_of(model: Model, *, is_stream: bool) -> Callable[[Scope], None]:
-    """Make what refuses a request by its head where the model is crowded."""
-
-    def require(scope: Scope) -> None:
-        if model.engine.is_crowded:
-            with suppress(RequestError):  # a header that is malformed is the route's to refuse
-                require_room(Headers(scope=scope), model, is_stream=is_stream)
-
-    return require
-
-
-def _as_function(answer: Answer) -> Answer:
-    """Wrap a callable object in a coroutine function, which is what FastAPI looks for."""
-
-    async def call(request: Request) -> Response:
-        return await answer(request)
-
-    return call
 
 
 def _responses(declared: Any) -> dict[int | str, Any]:

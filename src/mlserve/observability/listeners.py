@@ -56,6 +56,13 @@ class Listeners:
         self._all.append(listener)
         self.keeps_payloads = self.keeps_payloads or listener.keeps_payloads
 
+    def also(self, listener: Listener) -> "Listeners":
+        """Give those who are told, and somebody besides."""
+        more = Listeners()
+        for each in (*self._all, listener):
+            more.add(each)
+        return more
+
     def tell(self, ended: Ended) -> None:
         """Tell all of them; what one raises reaches nobody."""
         for listener in self._all:

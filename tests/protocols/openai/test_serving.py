@@ -51,6 +51,21 @@ def test_versions_are_named_listed_and_served() -> None:
     assert (len(first.requests), len(second.requests)) == (1, 2)
 
 
+def test_a_bare_name_follows_the_weights_of_its_versions() -> None:
+    server = make_server().add("parrot", partial(Parrot, Heard()), version="v2")
+    server.route("parrot", {"v1": 0.5, "v2": 0.5})
+
+    with TestClient(server.build()) as client:
+        keys = [{"X-Routing-Key": str(number % 20)} for number in range(40)]
+        answers = [client.post(CHAT, json=HELLO, headers=key) for key in keys]
+        named = client.post(CHAT, json={**HELLO, "model": "parrot:v2"})
+
+    served = [answer.headers["x-model-version"] for answer in answers]
+    assert set(served) == {"v1", "v2"}
+    assert served[:20] == served[20:]
+    assert "x-model-version" not in named.headers
+
+
 def test_the_request_id_is_the_clients_and_the_log_names_the_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -16,6 +16,7 @@ from mlserve.errors import (
     MLServeError,
     UnsupportedParameterError,
 )
+from mlserve.http.aliases import choose_model, note_served
 from mlserve.http.body import parse_json, read_body, require_json
 from mlserve.http.disconnect import DisconnectWatch
 from mlserve.http.errors import error_body
@@ -165,9 +166,15 @@ class Endpoint:
 
     def _find(self, request: Request, name: str) -> Model:
         """Find the model that a request names, and note whose request it is."""
-        model = find_model(self._registry, name)
         exchange: Exchange = request.scope[EXCHANGE]
-        exchange.name_model(model.name, model.version, model.engine.listeners)
+        chosen = None
+        if ":" not in name:
+            chosen = choose_model(self._registry, name, request.scope, self._settings)
+        model = chosen or find_model(self._registry, name)
+        if chosen is not None:
+            note_served(exchange, model)
+        else:
+            exchange.name_model(model.name, model.version, model.engine.listeners)
         request.scope[MODEL] = model.name
         if id(model) not in self._guards:
             raise InvalidInputError(
