@@ -33,6 +33,7 @@ from mlserve.errors import (
 )
 from mlserve.functions import handler
 from mlserve.handler import Call, Context, ModelHandler
+from mlserve.http.guards import api_keys, feature_flag, rate_limit, require_flag
 from mlserve.model import Model
 from mlserve.payloads import Binary, Upload
 from mlserve.server import ModelServer
@@ -86,5 +87,9 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "UnsupportedParameterError",
     "Upload",
+    "api_keys",
+    "feature_flag",
     "handler",
+    "rate_limit",
+    "require_flag",
 ]

@@ -5,7 +5,15 @@ import gc
 import math
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 
 from mlserve.engine import Engine
@@ -50,6 +58,12 @@ class Registry:
         """Whether the models are loading, loaded or being unloaded."""
         self.is_supervised = False
         """Whether who runs the server begins the drain; else the application looks for signals."""
+        self.is_guarded = False
+        """Whether who asks is checked, as far as the server can tell."""
+        self.troubles: dict[str, str] = {}
+        """What is wrong beside the models, by what it is; `/ready` says it."""
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        """What is called, once the models are unloaded, to close connections of the server."""
         self.loaded = threading.Event()
         """Set once every model is loaded or has failed; any thread may wait for it."""
         self.recording = Recording(sinks)
@@ -228,6 +242,8 @@ class Registry:
                     await self.recording.close(min(flush_s, 1.0) if self.is_hurried else flush_s)
         finally:
             self.is_running = self.is_hurried = False
+            for close in self.closers:
+                await close()
 
     async def _stop_all(self, loads: TaskSet) -> None:
         self.begin_drain()

@@ -10,6 +10,7 @@ from typing import Any, Self
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from mlserve.access.flags import Flags
 from mlserve.contract import read_contract
 from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError
@@ -61,7 +62,7 @@ class ModelServer:
             clients; takes the application, as FastAPI's.
 
     Raises:
-        ConfigurationError: If a setting is unknown.
+        ConfigurationError: If a setting is unknown, or a flag malformed.
 
     Example:
         >>> class Double(ModelHandler[float, float]):
@@ -86,12 +87,15 @@ class ModelServer:
         self.settings = settings if settings is not None else ServerSettings()
         self.registry = Registry(self.settings, sinks)
         """The models by name and version."""
+        self.flags = Flags(self.settings.flags, self.settings.flags_file)
+        """The feature flags, which code may list and switch while the server runs."""
         self._plan = AppPlan(
             title=title,
             version=version,
             description=description,
             settings=self.settings,
             registry=self.registry,
+            flags=self.flags,
             dependencies=checked_dependencies(dependencies),
             middleware=checked_middleware(middleware),
             lifespan=lifespan,

@@ -17,15 +17,16 @@ from mlserve.access.environment import read_secrets
 from mlserve.access.files import WatchedFile
 from mlserve.errors import ConfigurationError
 
-__all__ = ["LONGEST", "SCOPES", "Key", "find_key", "key_source", "new_key", "parse_keys"]
+__all__ = ["LONGEST", "NAME", "SCOPES", "Key", "find_key", "key_source", "new_key", "parse_keys"]
 
 SCOPES = ("infer", "admin")
 """What a key may be for."""
 LONGEST = 512
 """How long a key may be, in bytes."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a key may be called."""
 
 _SHORTEST = 16
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1: what `Bearer` can carry
 _NAMED = re.compile(r"(?P<about>[^=]*)=(?P<secret>[^=].*)")  # else the `=` is padding of a key
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -125,7 +126,7 @@ def _parse_entry(entry: str, number: int) -> Key:
     about, secret = (match["about"], match["secret"]) if match else ("", entry)
     name, _, scopes = about.partition(":")
     wanted = frozenset(scopes.split("+")) if scopes else frozenset(SCOPES[:1])
-    if match is not None and not _NAME.fullmatch(name):
+    if match is not None and not NAME.fullmatch(name):
         raise _wrong(number, "has a malformed name before its `=`")
     if not wanted <= set(SCOPES):
         raise _wrong(number, f"has a scope that there is not; there are {', '.join(SCOPES)}")

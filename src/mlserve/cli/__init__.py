@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import mlserve
+from mlserve.cli import keys
 from mlserve.cli.check import check_server
 from mlserve.cli.progress import show_progress
 from mlserve.cli.target import Found, load_target
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(keys.app, name="keys")
 
 Target = Annotated[
     str,

@@ -15,8 +15,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 
+from mlserve.access.flags import Flags
 from mlserve.http.deprecation import Deprecation
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
+from mlserve.http.guards.flags import require_known_flags
+from mlserve.http.guards.tree import has_security
 from mlserve.http.health import make_health, make_ready
 from mlserve.http.lean import ServingApp
 from mlserve.http.listing import ModelListing
@@ -47,6 +50,7 @@ class AppPlan:
     description: str | None
     settings: ServerSettings
     registry: Registry
+    flags: Flags
     mounted: list[Mounted] = field(default_factory=list)
     protocols: list[ServingProtocol] = field(default_factory=list)
     deprecations: list[Deprecation] = field(default_factory=list)
@@ -105,7 +109,8 @@ def install_into(app: FastAPI, plan: AppPlan, prefix: str) -> None:
 def _guard_docs(app: FastAPI, dependencies: Sequence[Depends]) -> None:
     """Put the server's dependencies before FastAPI's own routes of the documentation."""
     for index, route in enumerate(app.router.routes):
-        if type(route) is Route and route.path in (app.openapi_url, "/docs"):
+        own = (app.openapi_url, "/docs", app.swagger_ui_oauth2_redirect_url)
+        if type(route) is Route and route.path in own:
             app.router.routes[index] = ServerRoute(
                 route.path,
                 route.endpoint,
@@ -119,6 +124,7 @@ def _guard_docs(app: FastAPI, dependencies: Sequence[Depends]) -> None:
 def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     routes = ModelRoutes(app, plan.settings, prefix, plan.dependencies)
     registry = plan.registry
+    registry.is_guarded = _is_guarded(plan, app)
     # First: the router looks at routes in their order.
     routes.add_all(plan.mounted, registry, plan.deprecations)
     for protocol in plan.protocols:
@@ -152,10 +158,19 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     others = getattr(app.state, "models", {})
     app.state.models = {**others, **newest}
     app.state.mlserve_registry = registry
+    app.state.flags = plan.flags
+    require_known_flags(app, plan.flags)
     if len(newest) == 1 and not others:
         app.state.model = next(iter(newest.values()))
     elif newest and isinstance(getattr(app.state, "model", None), Model):
         del app.state.model  # it is not the only one any more
+
+
+def _is_guarded(plan: AppPlan, app: FastAPI) -> bool:
+    """Say whether every request that reaches a model comes past what asks for credentials."""
+    if has_security([*app.router.dependencies, *plan.dependencies]):
+        return True
+    return bool(plan.mounted) and all(has_security(m.dependencies) for m in plan.mounted)
 
 
 def _add_lists(routes: ModelRoutes, plan: AppPlan) -> None:
@@ -192,6 +207,7 @@ def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
+            require_known_flags(app, plan.flags)  # also those of routes that were added since
             state = None if theirs is None else await stack.enter_async_context(theirs(app))
             await stack.enter_async_context(draining_on_signals(plan.registry))
             if plan.settings.expose_metrics:

@@ -7,7 +7,7 @@ It wraps `send`, so it sees every answer, those of error handlers and of streams
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,17 +15,24 @@ from starlette.types import Message, Scope, Send
 
 from mlserve.errors import AbandonedError
 from mlserve.job import Job, StageTimes
-from mlserve.observability.access_log import InferenceLine, as_ms, inference_line, log_inference
+from mlserve.observability.access_log import (
+    InferenceLine,
+    as_ms,
+    inference_line,
+    log_inference,
+    n_tokens,
+)
 from mlserve.observability.listeners import Ended, Listeners
 from mlserve.observability.metrics import model_metrics
 from mlserve.settings import ServerSettings
 
-__all__ = ["EXCHANGE", "Exchange", "request_id_of"]
+__all__ = ["EXCHANGE", "Exchange", "headers_of", "request_id_of"]
 
 EXCHANGE = "mlserve.exchange"
 """Where the scope holds the exchange of a model's route."""
 REQUEST_ID = "mlserve.request_id"
 """Where the scope holds the request id, on every route."""
+_HEADERS = "mlserve.headers"
 
 _MAX_REQUEST_ID = 128
 _process = os.urandom(6).hex()
@@ -59,6 +66,12 @@ def header_of(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
+def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Give the list of what the answer to a request is to have, too, whoever makes the answer."""
+    headers: list[tuple[bytes, bytes]] = scope.setdefault(_HEADERS, [])
+    return headers
+
+
 class Exchange:
     """
     What is known of one request while it is answered.
@@ -84,14 +97,18 @@ class Exchange:
         self.request_id = request_id_of(scope, settings.request_id_header)
         self.job: Job | None = None
         """The job, once there is one."""
+        self.jobs: Sequence[Job] = ()
+        """All jobs, where the request is several."""
         self.code: str | None = None
         """The error's code, once there is one."""
         self.on_end: Callable[[], Awaitable[None]] | None = None
         """Ends what still runs for the answer, whether or not it was ever sent."""
+        self.afterwards: list[Callable[[int], Awaitable[None]]] = []
+        """Told of the tokens that hooks have noted, once the request has ended."""
         self.bytes_in = 0
         self.key: str | None = None
         """The name of the API key that the request came with."""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = headers_of(scope)
         """What its answer has besides, whatever it is."""
         self.body: bytes | None = None
         """The request's body, if it is to be kept."""
@@ -126,9 +143,9 @@ class Exchange:
             self._status = message["status"]
             headers = list(message.get("headers", ()))
             headers.append(self.id_header)
-            headers += self.headers
             self._is_stream = _EVENT_STREAM in headers
             self.keeps_payloads &= self._is_stream or _JSON in headers
+            headers += [header for header in self.headers if header not in headers]
             if self.job is not None:
                 headers.append((b"server-timing", _server_timing(self.job)))
             message = {**message, "headers": headers}
@@ -154,6 +171,9 @@ class Exchange:
             await on_end()
         self.finish()
         scope.pop(EXCHANGE, None)
+        for tell in self.afterwards:
+            jobs = self.jobs or ((self.job,) if self.job is not None else ())
+            await tell(sum(n_tokens(job.call.annotations) for job in jobs))
 
     def close(self, status: int, code: str, bytes_out: int) -> None:
         """Finish an exchange whose whole answer is sent by somebody else."""

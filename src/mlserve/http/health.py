@@ -46,11 +46,12 @@ def make_ready(registry: Registry) -> Callable[..., Any]:
             and all(engine.lifecycle.is_ready for engine in engines)
             and not any(outlet.is_missed for outlet in registry.recording)
         )
+        detail = {"troubles": dict(registry.troubles)} if registry.troubles else {}
         if is_ready:
-            return JSONResponse({"status": "ready", "models": models, **sinks})
+            return JSONResponse({"status": "ready", "models": models, **sinks, **detail})
         reason = DrainingError() if registry.is_draining else _why_not(engines, registry.recording)
         error = error_info(reason, request_id_of(request.scope))
-        body = {"status": "not_ready", "models": models, "error": error, **sinks}
+        body = {"status": "not_ready", "models": models, "error": error, **sinks, **detail}
         return JSONResponse(body, 503, {"Retry-After": "1"})
 
     return ready

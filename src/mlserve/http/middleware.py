@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import handle_error
-from mlserve.http.exchange import request_id_of
+from mlserve.http.exchange import headers_of, request_id_of
 from mlserve.http.shutdown import answer_cancelled
 
 __all__ = ["ServingMiddleware"]
@@ -37,6 +37,7 @@ class ServingMiddleware:
             await self._app(scope, receive, send)
             return
         header = (self._header.encode(), request_id_of(scope, self._header).encode())
+        more = headers_of(scope)  # what dependencies put there later
         has_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -44,8 +45,11 @@ class ServingMiddleware:
             if message["type"] == "http.response.start":
                 has_started = True
                 headers = list(message.get("headers", ()))
+                wanted = [item for item in more if item not in headers]
                 if not any(name == header[0] for name, _ in headers):
-                    message = {**message, "headers": [*headers, header]}
+                    wanted.append(header)
+                if wanted:
+                    message = {**message, "headers": [*headers, *wanted]}
             await send(message)
 
         limited = BodyLimit(scope, receive, self._max_body_bytes)

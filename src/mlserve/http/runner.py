@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from mlserve.execution.worker import TaskSet
 from mlserve.http.connection import Connection
 from mlserve.http.gate import Gate
+from mlserve.http.guards.warning import warn_if_open
 from mlserve.http.listening import SharedListener, listen_more
 from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.http.tally import Tally
@@ -93,6 +94,7 @@ def run_server(
     """
     require_main()
     configure_logging(log_level)
+    warn_if_open(host, registry)
     config = make_config(
         app,
         registry,

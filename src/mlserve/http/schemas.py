@@ -60,6 +60,7 @@ class ReadyBody(BaseModel):
     models: list[ModelReadiness]
     error: ErrorInfo | None = None
     sinks: list[SinkReadiness] | None = None
+    troubles: dict[str, str] | None = None
 
 
 class ModelInfo(BaseModel):

@@ -18,6 +18,7 @@ from typing import Any
 from mlserve.execution.backoff import backoff_s
 from mlserve.execution.worker import TaskSet
 from mlserve.http.found import Find
+from mlserve.http.guards.warning import warn_if_open
 from mlserve.http.runner import STARTUP_FAILURE, STOPPING, configure_logging
 from mlserve.http.tally import Tally
 from mlserve.lifecycle import UNLOAD_S
@@ -97,6 +98,7 @@ def run_workers(
     """
     require_main()
     configure_logging(log_level)
+    warn_if_open(host, registry)
     boot = WorkerBoot(
         index=0,
         n_workers=workers,

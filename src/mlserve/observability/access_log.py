@@ -22,6 +22,7 @@ __all__ = [
     "as_ms",
     "inference_line",
     "log_inference",
+    "n_tokens",
 ]
 
 logger = logging.getLogger("mlserve.access")
@@ -94,7 +95,7 @@ def inference_line(  # noqa: PLR0913 - the facts of a line
         "postprocess_ms": as_ms(times.postprocess_s),
         "batch_size": times.batch_size,
         "chunks": times.chunks,
-        "tokens": _n_tokens(annotations) if annotations else 0,
+        "tokens": n_tokens(annotations) if annotations else 0,
     }
 
 
@@ -103,7 +104,8 @@ def as_ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _n_tokens(annotations: Mapping[str, Any]) -> int:
+def n_tokens(annotations: Mapping[str, Any]) -> int:
+    """Give how many tokens a request has read and written, as its hooks have noted."""
     counts = [annotations.get(kind) for kind in ("prompt_tokens", "completion_tokens")]
     return sum(n for n in counts if type(n) is int)
 

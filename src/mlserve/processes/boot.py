@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import socket
 import struct
+import threading
 from dataclasses import dataclass
 from multiprocessing import spawn
 from typing import Any
@@ -13,7 +14,18 @@ from mlserve.processes.pickling import loads_factory
 from mlserve.settings import Batching, Replicas
 from mlserve.spec import Factory
 
-__all__ = ["Boot", "boot_bytes", "main_module", "prepare_main", "read_boot", "require_main"]
+__all__ = [
+    "IN_REPLICA",
+    "Boot",
+    "boot_bytes",
+    "main_module",
+    "prepare_main",
+    "read_boot",
+    "require_main",
+]
+
+IN_REPLICA = threading.Event()
+"""Set in the process of a replica: it has none of the server's settings and keys, nor serves."""
 
 _LENGTH = struct.Struct("<Q")
 _GUARD = (

@@ -31,7 +31,7 @@ from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
-from mlserve.processes.boot import Boot, read_boot
+from mlserve.processes.boot import IN_REPLICA, Boot, read_boot
 from mlserve.processes.host import Host
 from mlserve.processes.logs import LinkHandler
 from mlserve.processes.memory import resident_bytes
@@ -296,6 +296,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     control, door = inherited.control, inherited.door
+    IN_REPLICA.set()
     boot: Boot = read_boot(control)
     gc.set_threshold(*boot.gc_threshold)
     board = Board(inherited.fds[0], boot.n_replicas, boot.n_clients)

@@ -198,7 +198,7 @@ class Endpoint:
             for payload in payloads_of(asked, contract.request)
         ]
         exchange: Exchange = request.scope[EXCHANGE]
-        exchange.job = jobs[0]
+        exchange.job, exchange.jobs = jobs[0], jobs
         return jobs
 
     async def _predict(

@@ -1,0 +1,80 @@
+"""Windows in memory: under threads, and with more callers than there is room for."""
+
+import random
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mlserve.access.stores import MemoryStore
+from mlserve.access.windows import Rate
+from mlserve.errors import ConfigurationError
+from mlserve.testing import FakeClock
+
+MANY_KEYS = 1_000_000
+
+
+def test_200_threads_at_once_get_exactly_the_limit() -> None:
+    n_threads, limit = 200, 1000
+    store, rate = MemoryStore(clock=FakeClock()), Rate(limit, 60)
+    barrier = threading.Barrier(n_threads)
+
+    def ask(_: int) -> int:
+        barrier.wait(15)
+        return sum(store.take_now("a", rate, needs=1, cost=1).is_admitted for _ in range(20))
+
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            n_admitted = sum(pool.map(ask, range(n_threads)))
+    finally:
+        sys.setswitchinterval(switch_s)
+
+    assert n_admitted == limit
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_million_random_callers_take_bounded_memory() -> None:
+    store, rate, numbers = MemoryStore(max_keys=10_000), Rate(5, 60), random.Random(7)
+    names = (f"address:{numbers.getrandbits(64):x}" for _ in range(MANY_KEYS))
+    for _ in range(20_000):
+        store.take_now(next(names), rate, needs=1, cost=1)
+
+    tracemalloc.start()
+    try:
+        for name in names:
+            store.take_now(name, rate, needs=1, cost=1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(store) == 10_000
+    assert peak_bytes < 10_000 * 1000
+
+
+def test_who_was_not_heard_of_for_longest_is_forgotten_first() -> None:
+    store, rate = MemoryStore(max_keys=2, clock=FakeClock()), Rate(1, 60)
+
+    def ask(key: str) -> bool:
+        return store.take_now(key, rate, needs=1, cost=1).is_admitted
+
+    answers = [ask(key) for key in ("a", "b", "a", "c", "a", "b")]
+
+    assert answers == [True, True, False, True, False, True]
+
+
+def test_callers_do_not_share_a_window() -> None:
+    store, rate = MemoryStore(clock=FakeClock()), Rate(1, 60)
+
+    answers = [store.take_now(key, rate, needs=1, cost=1).is_admitted for key in "abab"]
+
+    assert answers == [True, True, False, False]
+
+
+def test_a_store_for_nobody_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_keys"):
+        MemoryStore(max_keys=0)
