@@ -7,10 +7,11 @@ import typer
 
 import mlserve
 from mlserve.cli import keys
+from mlserve.cli.bench import bench
 from mlserve.cli.check import check_server
 from mlserve.cli.progress import show_progress
-from mlserve.cli.target import Found, load_target
-from mlserve.errors import ConfigurationError
+from mlserve.cli.target import Target, find, load_target
+from mlserve.cli.tune import tune
 from mlserve.http.runner import run_server
 from mlserve.http.workers import run_workers
 
@@ -24,11 +25,8 @@ app = typer.Typer(
 )
 
 app.add_typer(keys.app, name="keys")
-
-Target = Annotated[
-    str,
-    typer.Argument(metavar="MODULE:ATTR", help="A ModelServer or FastAPI app, as reviews:server."),
-]
+app.command()(bench)
+app.command()(tune)
 
 
 @app.command()
@@ -47,7 +45,7 @@ def run(
     """Serve until Ctrl+C or SIGTERM."""
     if log_level not in ("debug", "info", "warning", "error"):
         raise typer.BadParameter(f"--log-level must be debug, info, warning or error: {log_level}")
-    found = _found(target)
+    found = find(target)
     if workers > 1:
         run_workers(
             partial(load_target, target),
@@ -73,7 +71,7 @@ def run(
 @app.command()
 def check(target: Target) -> None:
     """Load the models, warm them up, run their examples, print timings."""
-    found = _found(target)
+    found = find(target)
     if found.server is None:
         raise typer.BadParameter("`mlserve check` needs a ModelServer, as reviews:server.")
     if not check_server(found.server):
@@ -84,11 +82,3 @@ def check(target: Target) -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(mlserve.__version__)
-
-
-def _found(target: str) -> Found:
-    try:
-        return load_target(target)
-    except ConfigurationError as exc:
-        typer.echo(f"mlserve: {exc}", err=True)
-        raise typer.Exit(2) from None

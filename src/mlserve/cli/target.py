@@ -4,8 +4,9 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -13,7 +14,13 @@ from mlserve.errors import ConfigurationError
 from mlserve.registry import Registry
 from mlserve.server import ModelServer
 
-__all__ = ["Found", "load_target"]
+__all__ = ["Found", "Target", "find", "load_target"]
+
+Target = Annotated[
+    str,
+    typer.Argument(metavar="MODULE:ATTR", help="A ModelServer or FastAPI app, as reviews:server."),
+]
+"""The argument of a command that works on a server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,15 @@ class Found:
     """The server, if it names one."""
     registry: Registry | None
     """Its models; `None` for an application that has none of ours."""
+
+
+def find(target: str) -> Found:
+    """Import what a command is to work on; if that cannot be found, say so and end with 2."""
+    try:
+        return load_target(target)
+    except ConfigurationError as exc:
+        typer.echo(f"mlserve: {exc}", err=True)
+        raise typer.Exit(2) from None
 
 
 def load_target(target: str) -> Found:

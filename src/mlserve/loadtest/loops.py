@@ -1,0 +1,123 @@
+"""
+Loops that send requests: closed, where each client waits for its answer, and open, where they come.
+
+In an open loop a request is due at its time whether or not the server, or this client, has come to
+it, and its latency counts from then: a server that stands still is not asked less (no coordinated
+omission, Tene 2013).
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+from mlserve.loadtest.connection import LOST, Answer, Connection, Target
+
+__all__ = ["closed_loop", "open_loop"]
+
+Note = Callable[[Answer], None]
+
+_MAX_CONNECTIONS = 4_000
+
+
+async def closed_loop(target: Target, n_clients: int, seconds: float, note: Note) -> None:
+    """
+    Have so many clients send the next request as soon as the one before is answered.
+
+    Args:
+        target: What they ask.
+        n_clients: How many, each with a connection of its own.
+        seconds: How long; what is asked by then is waited for.
+        note: Told of each answer as it comes.
+    """
+    request = target.request()
+    until = time.perf_counter() + seconds
+
+    async def client() -> None:
+        connection: Connection | None = None
+        while time.perf_counter() < until:
+            now = time.perf_counter()
+            if connection is None or connection.is_lost:
+                try:
+                    connection = await Connection.open(target, request)
+                except OSError:
+                    note(Answer(now, LOST, time.perf_counter()))
+                    await asyncio.sleep(0.05)  # nobody listens: do not ask in vain all the time
+                    continue
+            note(await connection.ask(now))
+        if connection is not None:
+            connection.close()
+
+    await asyncio.gather(*(client() for _ in range(n_clients)))
+
+
+async def open_loop(
+    target: Target, per_s: float, seconds: float, note: Note, dice: random.Random
+) -> int:
+    """
+    Send requests at random times (Poisson), however the server fares.
+
+    Args:
+        target: What is asked.
+        per_s: How many requests per second on average.
+        seconds: How long; what is asked by then is waited for.
+        note: Told of each answer as it comes.
+        dice: Gives the times.
+
+    Returns:
+        How many requests could not be sent, since all connections were waiting for answers.
+    """
+    sender = _Sender(target, note)
+    due_at = time.perf_counter()
+    until = due_at + seconds
+    while (due_at := due_at + dice.expovariate(per_s)) < until:
+        if (ahead_s := due_at - time.perf_counter()) > 0:
+            await asyncio.sleep(ahead_s)
+        sender.send(due_at)
+    await sender.finish()
+    return sender.n_unsent
+
+
+class _Sender:
+    """Sends each request on an idle connection, or on a new one."""
+
+    def __init__(self, target: Target, note: Note) -> None:
+        self.n_unsent = 0
+        self._target = target
+        self._request = target.request()
+        self._note = note
+        self._idle: deque[Connection] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._n_open = 0
+
+    def send(self, due_at: float) -> None:
+        while self._idle and self._idle[-1].is_lost:
+            self._idle.pop()
+            self._n_open -= 1
+        if not self._idle and self._n_open >= _MAX_CONNECTIONS:
+            self.n_unsent += 1
+            return
+        connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            self._n_open += 1
+        task = asyncio.get_running_loop().create_task(self._ask(connection, due_at))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        for connection in self._idle:
+            connection.close()
+
+    async def _ask(self, connection: Connection | None, due_at: float) -> None:
+        if connection is None:
+            try:
+                connection = await Connection.open(self._target, self._request)
+            except OSError:
+                self._n_open -= 1
+                self._note(Answer(due_at, LOST, time.perf_counter()))
+                return
+        self._note(await connection.ask(due_at))
+        self._idle.append(connection)
