@@ -94,7 +94,15 @@ class Call:
         clock: Gives monotonic seconds.
     """
 
-    __slots__ = ("_cancelled", "_clock", "annotations", "deadline", "headers", "request_id")
+    __slots__ = (
+        "_cancelled",
+        "_clock",
+        "annotations",
+        "deadline",
+        "headers",
+        "request_id",
+        "traceparent",
+    )
 
     def __init__(
         self,
@@ -110,6 +118,12 @@ class Call:
         self.headers = headers
         self.annotations: dict[str, Any] = {}
         """What hooks have noted for the log."""
+        self.traceparent: str | None = None
+        """
+        The request's span, as the header of that name has it; `None` = it is not traced.
+
+        Send it along to a remote service, or make it the parent of spans of your own.
+        """
         self._clock = clock
         self._cancelled = False
 

@@ -44,11 +44,27 @@ class FutureSink:
 
 
 class StageTimes:
-    """How long the stages of one job took, in seconds, and in what company."""
+    """
+    How long the stages of one job took, in seconds, and in what company.
 
-    __slots__ = ("batch_size", "chunks", "infer_s", "postprocess_s", "preprocess_s", "queue_s")
+    When each began is in monotonic seconds; 0 = it did not come to it.
+    """
+
+    __slots__ = (
+        "batch_size",
+        "chunks",
+        "infer_at",
+        "infer_s",
+        "postprocess_at",
+        "postprocess_s",
+        "preprocess_at",
+        "preprocess_s",
+        "queue_at",
+        "queue_s",
+    )
 
     def __init__(self) -> None:
+        self.queue_at = self.preprocess_at = self.infer_at = self.postprocess_at = 0.0
         self.queue_s = 0.0
         self.preprocess_s = 0.0
         self.infer_s = 0.0

@@ -185,7 +185,8 @@ class Lane:
         """Run a job that is part of no batch."""
 
         def left() -> None:
-            job.times.queue_s = self._clock() - job.enqueued_at
+            times, at = job.times, job.enqueued_at
+            times.queue_at, times.queue_s = at, self._clock() - at
             self._release(job)
 
         def prepared(job: Job, error: MLServeError | None) -> None:

@@ -21,6 +21,7 @@ from mlserve.job import Job
 from mlserve.observability.access_log import inference_line
 from mlserve.observability.listeners import Ended
 from mlserve.observability.metrics import model_metrics
+from mlserve.observability.tracing import start_call_span, trace_call, traceparent_of
 from mlserve.spec import Factory
 from mlserve.statistics import Statistics
 
@@ -133,6 +134,8 @@ class Model:
         """Count a call, and tell those who keep records, as it is done for requests over HTTP."""
         started = time.perf_counter()
         status, code = 200, None
+        span = start_call_span(self.name)
+        job.call.traceparent = traceparent_of(span)
         try:
             yield
         except MLServeError as exc:
@@ -153,6 +156,8 @@ class Model:
                 annotations=job.call.annotations,
             )
             model_metrics(self.name, self.version).note_request(line, job.call.annotations)
+            if span is not None:
+                trace_call(span, line, job.times, job.call.annotations)
             self.engine.listeners.tell(
                 Ended(
                     line=line,

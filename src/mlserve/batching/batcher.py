@@ -19,6 +19,7 @@ from mlserve.errors import DeadlineExceededError
 from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import BatchMetrics
+from mlserve.observability.tracing import trace_batch
 from mlserve.settings import Batching
 
 __all__ = ["BatchRunner", "Batcher", "Pool"]
@@ -195,7 +196,7 @@ class Batcher:
     def _start(self, runner: BatchRunner, batch: list[Job], now: float) -> None:
         for job in batch:
             job.stage = "infer"
-            job.times.queue_s = now - job.enqueued_at
+            job.times.queue_at, job.times.queue_s = job.enqueued_at, now - job.enqueued_at
             job.times.batch_size = len(batch)
 
         runner.run(batch, lambda report: self._note_done(batch, report))
@@ -209,7 +210,10 @@ class Batcher:
         self.n_batches += 1
         self.n_splits += report.n_splits
         self.n_out_of_memory += report.n_out_of_memory
-        self._metrics.note_batch([job.cost for job in batch], is_padded=self._batching.padded)
+        costs = [job.cost for job in batch]
+        self._metrics.note_batch(costs, is_padded=self._batching.padded)
+        if traced := [job.call.traceparent for job in batch if job.call.traceparent]:
+            trace_batch(*self._metrics.labels, traced, costs, report)
         if report.n_splits or report.n_out_of_memory:
             self._metrics.note_troubles(
                 n_splits=report.n_splits,

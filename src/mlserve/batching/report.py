@@ -12,6 +12,8 @@ __all__ = ["BatchReport"]
 class BatchReport:
     """Filled while a batch runs; read by the batcher and the pool once it has ended."""
 
+    infer_at: float = 0.0
+    """When it began, in monotonic seconds."""
     infer_s: float = 0.0
     """How long `infer` took in all, in seconds."""
     n_splits: int = 0

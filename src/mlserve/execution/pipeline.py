@@ -82,7 +82,7 @@ class Pipeline:
         Raises:
             MLServeError: If a hook raised; already logged where it is not the request's fault.
         """
-        started = self.clock()
+        job.times.preprocess_at = started = self.clock()
         preprocess, cost, batch_key = self._prepare_hooks
         running = preprocess
         try:
@@ -184,7 +184,7 @@ class Pipeline:
         Raises:
             MLServeError: If `postprocess` raised or its result does not fit the response type.
         """
-        started = self.clock()
+        job.times.postprocess_at = started = self.clock()
         postprocess = self.contract.hooks["postprocess"]
         try:
             if postprocess.overridden:

@@ -258,7 +258,8 @@ class Stepper:
     def _end(self, entry: Entry, error: MLServeError | None, news: _News) -> None:
         self._running.pop(entry.key, None)
         self._has_room = True
-        entry.job.times.infer_s = self._pipeline.clock() - entry.started
+        times = entry.job.times
+        times.infer_at, times.infer_s = entry.started, self._pipeline.clock() - entry.started
         self._send_on(entry, news)
         news.ended.append((entry, error))
 

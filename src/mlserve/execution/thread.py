@@ -239,15 +239,15 @@ class ThreadReplica:
         return await self._main.call(lambda: run_here(stage, self._handler))
 
     def _infer_here(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
-        started, report = self._pipeline.clock(), BatchReport()
+        report = BatchReport(infer_at=self._pipeline.clock())
         outcomes = self._guarded(
             batch, lambda: run_here(self._pipeline.infer(batch, report), self._handler)
         )
-        report.infer_s = self._pipeline.clock() - started
+        report.infer_s = self._pipeline.clock() - report.infer_at
         self._mailbox.post(self._inferred, batch, outcomes, report, done)
 
     async def _infer_mixed(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
-        started, report = self._pipeline.clock(), BatchReport()
+        report = BatchReport(infer_at=self._pipeline.clock())
         stage = self._pipeline.infer(batch, report)
         try:
             outcomes = await run_mixed(stage, self._handler, self._main)
@@ -255,7 +255,7 @@ class ThreadReplica:
             if is_cancelling():
                 raise
             outcomes = [as_answer(exc, "infer", self.context.name)] * len(batch)
-        report.infer_s = self._pipeline.clock() - started
+        report.infer_s = self._pipeline.clock() - report.infer_at
         self._inferred(batch, outcomes, report, done)
 
     def _guarded(self, batch: list[Job], run: Callable[[], list[Outcome]]) -> list[Outcome]:
@@ -274,7 +274,7 @@ class ThreadReplica:
     ) -> None:
         self.n_in_batch = 0
         for job in batch:
-            job.times.infer_s = report.infer_s
+            job.times.infer_at, job.times.infer_s = report.infer_at, report.infer_s
             job.stage = "postprocess"
         try:
             self._on_report(self, report)

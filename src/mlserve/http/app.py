@@ -14,6 +14,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
+from starlette.types import Scope
 
 from mlserve.access.flags import Flags
 from mlserve.http.deprecation import Deprecation
@@ -36,6 +37,8 @@ from mlserve.registry import Registry
 from mlserve.settings import ServerSettings
 
 __all__ = ["AppPlan", "Lifespan", "build_app", "install_into"]
+
+_PROBES = ("/health", "/ready", "/metrics")
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 """What Starlette takes as `lifespan=`: entered before, left after everything else."""
@@ -77,6 +80,7 @@ def build_app(plan: AppPlan) -> FastAPI:
         openapi_url="/openapi.json" if settings.expose_docs else None,
         docs_url="/docs" if settings.expose_docs and not settings.swagger_assets_url else None,
         redoc_url=None,
+        telemetry={"exclude": _is_probe},
     )
     if settings.expose_docs and settings.swagger_assets_url:
         app.add_route("/docs", _own_docs(plan), include_in_schema=False)
@@ -216,6 +220,11 @@ def _lifespan_around(plan: AppPlan, theirs: Lifespan | None) -> Lifespan:
             yield state
 
     return lifespan
+
+
+def _is_probe(scope: Scope) -> bool:
+    """Say whether nobody wants a trace of a request: those who ask do so every few seconds."""
+    return scope["path"] in _PROBES
 
 
 def _own_middleware(settings: ServerSettings) -> list[Middleware]:

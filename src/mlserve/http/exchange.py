@@ -24,6 +24,7 @@ from mlserve.observability.access_log import (
 )
 from mlserve.observability.listeners import Ended, Listeners
 from mlserve.observability.metrics import model_metrics
+from mlserve.observability.tracing import current_span, hide_query, trace_request
 from mlserve.settings import ServerSettings
 
 __all__ = ["EXCHANGE", "Exchange", "headers_of", "request_id_of"]
@@ -112,6 +113,12 @@ class Exchange:
         """What its answer has besides, whatever it is."""
         self.body: bytes | None = None
         """The request's body, if it is to be kept."""
+        self.span = current_span()
+        """The request's span, if it is traced."""
+        if self.span is not None and scope.get("query_string"):
+            hide_query(self.span)
+        self.operation: str | None = None
+        """What generative AI it is for, if its route says so."""
         self.name_model(model, version, listeners)
         self._send = send
         self._settings = settings
@@ -151,6 +158,8 @@ class Exchange:
             message = {**message, "headers": headers}
         elif message["type"] == "http.response.body" and (body := message.get("body")):
             self._note_body(body)
+        if self.span is not None and _is_last(message):  # which ends the span
+            self._trace()
         await self._send(message)
 
     def _note_body(self, body: bytes) -> None:
@@ -181,28 +190,42 @@ class Exchange:
         self.finish()
 
     def finish(self) -> None:
-        """Tell the access log, the metrics and the listeners."""
-        job = self.job
-        status = self._status or _LEFT
-        annotations = job.call.annotations if job is not None else _NOTHING
-        line = inference_line(
-            request_id=self.request_id,
-            model=self.model,
-            version=self.version,
-            status=status,
-            code=self.code or (None if self._status else AbandonedError.code),
-            total_s=time.perf_counter() - self._started,
-            times=job.times if job is not None else _NO_TIMES,
-            annotations=annotations,
-            bytes_in=self.bytes_in,
-            bytes_out=self._bytes_out,
-        )
+        """Tell the access log, the metrics, the listeners, and who traces it."""
+        job, line, annotations = self.job, self._line(), self._annotations
         self.metrics.note_request(line, annotations)
         if self._settings.access_log:
             log_inference(line, annotations)
+        if self.span is not None:
+            self._trace()
         # Those who found no room, or had no right, have not reached the model.
-        if self._listeners and (job is not None or status not in _NOT_REACHED):
+        if self._listeners and (job is not None or line["status"] not in _NOT_REACHED):
             self._listeners.tell(self._ended(line, annotations))
+
+    @property
+    def _annotations(self) -> Mapping[str, Any]:
+        return self.job.call.annotations if self.job is not None else _NOTHING
+
+    def _line(self) -> InferenceLine:
+        job = self.job
+        return inference_line(
+            request_id=self.request_id,
+            model=self.model,
+            version=self.version,
+            status=self._status or _LEFT,
+            code=self.code or (None if self._status else AbandonedError.code),
+            total_s=time.perf_counter() - self._started,
+            times=job.times if job is not None else _NO_TIMES,
+            annotations=self._annotations,
+            bytes_in=self.bytes_in,
+            bytes_out=self._bytes_out,
+        )
+
+    def _trace(self) -> None:
+        """Make the spans of the stages, once."""
+        span, self.span = self.span, None
+        if span is not None:
+            times = self.job.times if self.job is not None else None
+            trace_request(span, self._line(), times, self._annotations, self.operation)
 
     def _ended(self, line: InferenceLine, annotations: Mapping[str, Any]) -> Ended:
         return Ended(
@@ -219,6 +242,10 @@ class Exchange:
     @property
     def _has_whole_answer(self) -> bool:
         return self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _server_timing(job: Job) -> bytes:

@@ -3,7 +3,8 @@ The application class of a built server: FastAPI with a short way to its models.
 
 A request of a model's route that neither a dependency nor a middleware of the user looks at needs
 nothing of FastAPI's stack: a table of exact paths leads straight to the route, which stays in
-router and OpenAPI like any other.
+router and OpenAPI like any other. Where OpenTelemetry's SDK is configured, FastAPI's stack is gone
+through, since it makes the spans of requests.
 """
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ class ServingApp(FastAPI):
     """A FastAPI application whose models are reached without its stack where that is the same."""
 
     _lean_routes: dict[tuple[str, str], ModelRoute] | None = None
+    _is_observed: bool | None = None
 
     def build_middleware_stack(self) -> ASGIApp:
         """Build FastAPI's stack, and the table beside it: both know all middleware now."""
@@ -38,7 +40,9 @@ class ServingApp(FastAPI):
         """Give the route that may answer a request past FastAPI's stack, if one does."""
         # Where a root path stands before the routes' own paths, the router knows what is left.
         is_plain = scope["type"] == "http" and not (scope.get("root_path") or self.root_path)
-        if self._lean_routes is None or not is_plain:
+        if self._is_observed is None:  # at the first request, as asking costs too much for each
+            self._is_observed = self._native_telemetry.enabled()
+        if self._lean_routes is None or self._is_observed or not is_plain:
             return None
         return self._lean_routes.get((scope["method"], scope["path"]))
 

@@ -14,6 +14,7 @@ from mlserve.http.disconnect import DisconnectWatch
 from mlserve.http.exchange import EXCHANGE, Exchange
 from mlserve.job import Job
 from mlserve.model import Model
+from mlserve.observability.tracing import traceparent_of
 from mlserve.payloads import Binary
 from mlserve.settings import ServerSettings
 
@@ -105,6 +106,7 @@ def job_of(
         headers=_forwarded(request, settings),
         clock=model.engine.clock,
     )
+    call.traceparent = traceparent_of(exchange.span)
     return Job(payload, call, timeout_s=budget_s, priority=priority)
 
 

@@ -198,7 +198,8 @@ class BatchMetrics:
     """
 
     def __init__(self, model: str, version: str) -> None:
-        labels = (model, version)
+        self.labels = labels = (model, version)
+        """The model's name and version."""
         self._size = BATCH_SIZE.labels(*labels)
         self._cost = BATCH_COST.labels(*labels)
         self._padding = PADDING.labels(*labels)
