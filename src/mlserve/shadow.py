@@ -22,7 +22,6 @@ from mlserve.model import Model
 from mlserve.observability.listeners import Ended
 from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import note_shadow
-from mlserve.payloads import Binary
 from mlserve.traffic import Shadow
 
 __all__ = ["ShadowCopies"]
@@ -71,8 +70,7 @@ class ShadowCopies:
         can = contract.can_stream if ended.is_stream else contract.can_infer
         if line["status"] != 200 or line["code"] or ended.request is None or not can:
             return
-        is_whole = ended.response is not None and len(ended.response) == line["bytes_out"]
-        if not (is_whole and self.model.engine.lifecycle.admits):
+        if ended.response is None or not self.model.engine.lifecycle.admits:
             self._count("dropped")
         elif self._n_running < self.options.max_running:
             self._n_running += 1
@@ -126,8 +124,7 @@ class ShadowCopies:
         call = Call(ended.line["request_id"], timeout_s=timeout_s, clock=engine.clock)
         job = Job(payload, call, timeout_s=timeout_s, priority=_LAST)
         if not ended.is_stream:
-            value = await engine.predict(job)
-            return value.content if isinstance(value, Binary) else contract.response.encode(value)
+            return contract.response.encode(await engine.predict(job))
         written = bytearray()
         async with engine.stream(job) as stream:
             async for chunk in stream:
@@ -137,7 +134,7 @@ class ShadowCopies:
         return bytes(written)
 
     def _compared(self, ended: Ended, answer: bytes) -> str:
-        options, read = self.options, _events if ended.is_stream else _value
+        options, read = self.options, _events if ended.is_stream else json.loads
         differences = compare(
             read(ended.response or b""),
             read(answer),
@@ -184,16 +181,9 @@ async def _beside(n_bytes: int, work: Callable[[], ResultT]) -> ResultT:
     return work() if n_bytes <= _INLINE_BYTES else await asyncio.to_thread(work)
 
 
-def _value(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body  # a `Binary` answer
-
-
 def _events(body: bytes) -> list[Any]:
     data = [block.removeprefix(_EVENT) for block in body.split(b"\n\n") if block[:6] == _EVENT]
-    return [_value(each) for each in data if each != _DONE]
+    return [json.loads(each) for each in data if each != _DONE]
 
 
 def _declared_names(schemas: list[Any]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The command line: `mlserve run` and `mlserve check`."""
+"""The command line: what `mlserve` and `python -m mlserve` do."""
 
 from functools import partial
 from typing import Annotated
@@ -9,6 +9,7 @@ import mlserve
 from mlserve.cli import keys
 from mlserve.cli.bench import bench
 from mlserve.cli.check import check_server
+from mlserve.cli.openapi import openapi
 from mlserve.cli.progress import show_progress
 from mlserve.cli.target import Target, find, load_target
 from mlserve.cli.tune import tune
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.command()(bench)
+app.command()(openapi)
 app.command()(tune)
 
 
