@@ -265,13 +265,14 @@ class Engine:
         """Whether a request may be refused: at least a batch waits, or the model does not serve."""
         return self._lane.is_crowded or not self.lifecycle.is_ready
 
-    def require_room(self, budget_s: float, priority: int) -> None:
+    def require_room(self, budget_s: float, priority: int, tenant: str | None = None) -> None:
         """
         Refuse a request before anything is spent on reading it.
 
         Args:
             budget_s: The time that it will have, in seconds.
             priority: 0 is served first.
+            tenant: Whose it is, if that is known.
 
         Raises:
             CapacityError: If the model does not serve, or has no room or not enough time for it.
@@ -279,7 +280,9 @@ class Engine:
         # Under heavy load a turn of the loop is long, and the model would stand idle that long.
         self.placement.catch_up()
         self._require_ready()
-        self._lane.require_room(budget_s=budget_s, left_s=budget_s, priority=priority)
+        self._lane.require_room(
+            budget_s=budget_s, left_s=budget_s, priority=priority, tenant=tenant
+        )
 
     def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane | RemoteLane:
         """Admit a job, or raise why not."""

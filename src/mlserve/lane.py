@@ -13,6 +13,7 @@ from typing import Any
 from mlserve.batching.admission import Admission
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
+from mlserve.batching.shares import Shares
 from mlserve.errors import MLServeError, ModelFailedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
@@ -53,6 +54,7 @@ class Lane:
         # Those of them that `infer` will never be asked for.
         self._reserved_streams: set[Job] = set()
         self._jobs: set[Job] = set()
+        self._shares = Shares()  # of them
         self._idle = asyncio.Event()
         self._idle.set()
         self._n_requests = self._n_refused = 0
@@ -120,7 +122,9 @@ class Lane:
             out_of_memory=batcher.n_out_of_memory,
         )
 
-    def require_room(self, *, budget_s: float, left_s: float, priority: int) -> None:
+    def require_room(
+        self, *, budget_s: float, left_s: float, priority: int, tenant: str | None = None
+    ) -> None:
         """
         Refuse a request that there is no room or no time for.
 
@@ -128,6 +132,7 @@ class Lane:
             budget_s: The whole time of the request, in seconds.
             left_s: What is left of it, in seconds.
             priority: 0 is served first.
+            tenant: Whose it is; `None` = nobody's, or not known yet.
 
         Raises:
             QueueFullError: If no place is free.
@@ -138,8 +143,13 @@ class Lane:
         queue.capacity = admission.capacity
         n_waiting = queue.occupied
         n_ahead = queue.ahead_of(priority) - len(self._reserved_streams)
+        n_total, shares = len(self._jobs), self._shares
         error = admission.error(
-            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
+            n_waiting=n_waiting,
+            n_ahead=shares.turns_ahead(tenant, n_ahead=n_ahead, n_total=n_total),
+            budget_s=budget_s,
+            left_s=left_s,
+            n_kept=shares.kept_from(tenant, capacity=queue.capacity, n_total=n_total),
         )
         if error is not None:
             self._n_refused += 1
@@ -157,7 +167,9 @@ class Lane:
         is_stream = is_stream or self._spec.contract.is_stepped
         left_s = math.inf if is_stream else job.call.remaining_s
         budget_s = math.inf if is_stream else job.timeout_s
-        self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
+        self.require_room(
+            budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
+        )
         self._n_requests += 1
         self.reserve(job, is_stream=is_stream)
 
@@ -168,6 +180,7 @@ class Lane:
         if is_stream or self._spec.contract.is_stepped:
             self._reserved_streams.add(job)
         self._jobs.add(job)
+        self._shares.enter(job.tenant)
         self._idle.clear()
 
     def predict(self, job: Job) -> None:
@@ -206,7 +219,9 @@ class Lane:
     def leave(self, job: Job) -> None:
         """Forget a job that has its answer, or whose caller has left."""
         self.forget(job)
-        self._jobs.discard(job)
+        if job in self._jobs:
+            self._jobs.remove(job)
+            self._shares.leave(job.tenant)
         if not self._jobs:
             self._idle.set()
 

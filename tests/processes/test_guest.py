@@ -30,7 +30,7 @@ async def connected(scene: Scene, heard: list[tuple[Any, ...]] | None = None) ->
 
 
 def submit(link: Link, number: int, slot: int) -> None:
-    link.send((messages.SUBMIT, number, slot, 0, "id", 1e9, 60.0, 0, None, pack("payload")))
+    link.send((messages.SUBMIT, number, slot, 0, "id", 1e9, 60.0, 0, None, None, pack("payload")))
 
 
 def test_marks_that_a_dead_process_has_left_stay_until_their_http_process_has_seen_them() -> None:
@@ -81,7 +81,7 @@ async def stuck(scene: Scene) -> socket.socket:
     """Give the end of an HTTP process that does not take the answer to its request."""
     ours, theirs = socket.socketpair()
     await scene.host.connect(1, theirs)
-    message = (messages.SUBMIT, 1, 0, 0, "id", 1e9, 60.0, 0, None, pack("payload"))
+    message = (messages.SUBMIT, 1, 0, 0, "id", 1e9, 60.0, 0, None, None, pack("payload"))
     ours.sendall(b"".join(encode([message])))
     await until(lambda: len(scene.lane.predicted) == 1)
     scene.lane.predicted[0].result(b"x" * (8 << 20))

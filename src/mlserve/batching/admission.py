@@ -70,7 +70,7 @@ class Admission:
         return n_ahead // self._max_size * self._batch_s / self._n_replicas
 
     def refuse(
-        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float
+        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float, n_kept: int = 0
     ) -> Refusal | None:
         """
         Say whether a request has to be refused.
@@ -80,8 +80,9 @@ class Admission:
             n_ahead: How many of them will be served first.
             budget_s: The whole time of this request, in seconds.
             left_s: What is left of it, in seconds.
+            n_kept: How many of the last places are kept for others.
         """
-        if n_waiting >= self.capacity:
+        if n_waiting >= self.capacity - n_kept:
             return Refusal.FULL
         wait_s = self.wait_s(n_ahead)
         if wait_s > left_s:
@@ -92,18 +93,18 @@ class Admission:
         return None
 
     def error(
-        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float
+        self, *, n_waiting: int, n_ahead: int, budget_s: float, left_s: float, n_kept: int = 0
     ) -> CapacityError | None:
         """Give the error of a request that has to be refused, as by `refuse`."""
         refusal = self.refuse(
-            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
+            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s, n_kept=n_kept
         )
         if refusal is None:
             return None
         # Not all at the same moment: who was refused together should not come back together.
         retry_after_s = self.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
         if refusal is Refusal.FULL:
-            return QueueFullError(self._model, self.capacity, retry_after_s)
+            return QueueFullError(self._model, self.capacity - n_kept, retry_after_s)
         return OverloadedError(self._model, self.wait_s(n_ahead), retry_after_s)
 
     def retry_after_s(self, n_waiting: int) -> float:

@@ -5,12 +5,14 @@ Lives on the event loop.
 """
 
 import asyncio
-import bisect
 import itertools
+import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from mlserve.batching.queue import BatchLimits, RequestQueue
 from mlserve.batching.report import BatchReport
 from mlserve.errors import MLServeError
 from mlserve.execution.backoff import backoff_s
@@ -25,6 +27,8 @@ from mlserve.streaming import Channel
 __all__ = ["ReplicaPool"]
 
 logger = get_logger(__name__)
+
+_ONE = BatchLimits(max_size=1)
 
 
 class ReplicaPool:
@@ -54,8 +58,9 @@ class ReplicaPool:
         # Those that serve; a replica that loads, ails or is closed is not among them.
         self._serving: list[ThreadReplica] = []
         self._waiting_prepares: deque[tuple[Job, Prepared]] = deque()
-        # In the order in which they will begin: by priority, the oldest of each first.
-        self._waiting_streams: list[tuple[Job, Channel[Any] | None, Callable[[], None]]] = []
+        # The lane bounds them. They begin by priority, and within one tenants take turns.
+        self._waiting_streams: RequestQueue[Job] = RequestQueue(sys.maxsize)
+        self._ways: dict[Job, tuple[Channel[Any] | None, Callable[[], None]]] = {}  # of these
         self._tasks = TaskSet()
         # Of those that may be judged: not of one that is being closed.
         self._breakers: dict[ThreadReplica, Breaker] = {}
@@ -130,22 +135,21 @@ class ReplicaPool:
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, left: Callable[[], None]) -> None:
         """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
-        waiting = (job, channel, left)
-        bisect.insort_right(self._waiting_streams, waiting, key=lambda entry: entry[0].priority)
+        self._waiting_streams.reserve()
+        self._waiting_streams.put(job)
+        self._ways[job] = channel, left
         self._start_streams()
 
     def forget_stream(self, job: Job) -> None:
         """Drop a stream that still waits; its place is free at once."""
-        for waiting in self._waiting_streams:
-            if waiting[0] is job:
-                self._waiting_streams.remove(waiting)
-                waiting[2]()
-                return
+        if self._waiting_streams.discard(job):
+            _, left = self._ways.pop(job)
+            left()
 
     def refuse_waiting(self, error: MLServeError) -> None:
         """Answer with an error whatever waits for a replica."""
-        streams, self._waiting_streams = self._waiting_streams, []
-        for job, _, left in streams:
+        for job in self._waiting_streams.clear():
+            _, left = self._ways.pop(job)
             left()
             job.fail(error)
         while self._waiting_prepares:
@@ -199,12 +203,18 @@ class ReplicaPool:
         self._start_streams()
 
     def _start_streams(self) -> None:
-        while self._waiting_streams:
+        while len(self._waiting_streams) > 0:
             most = self._options.max_streams
             free = [r for r in self._serving if r.n_streams < (r.n_places or most)]
             if not free:
                 return
-            job, channel, left = self._waiting_streams.pop(0)
+            plan = self._waiting_streams.take(_ONE, -math.inf)  # who expires is forgotten anyway
+            for job in plan.dead:
+                self._ways.pop(job)[1]()
+            if not plan.batch:
+                continue
+            (job,) = plan.batch
+            channel, left = self._ways.pop(job)
             left()
             job.stage = "infer" if channel is None else "stream"
             replica = min(free, key=lambda candidate: candidate.n_streams)

@@ -63,7 +63,9 @@ async def new_job(
     """
     contract = model.engine.spec.contract
     exchange: Exchange = request.scope[EXCHANGE]
-    budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
+    budget_s, priority = require_room(
+        request.headers, model, is_stream=is_stream, tenant=exchange.key
+    )
     if request.method == "GET":
         await read_body(request, settings.body_timeout_s)  # discarded: the query says it all
         payload = parse_query(contract.request, request)
@@ -107,10 +109,12 @@ def job_of(
         clock=model.engine.clock,
     )
     call.traceparent = traceparent_of(exchange.span)
-    return Job(payload, call, timeout_s=budget_s, priority=priority)
+    return Job(payload, call, timeout_s=budget_s, priority=priority, tenant=exchange.key)
 
 
-def require_room(headers: Mapping[str, str], model: Model, *, is_stream: bool) -> tuple[float, int]:
+def require_room(
+    headers: Mapping[str, str], model: Model, *, is_stream: bool, tenant: str | None = None
+) -> tuple[float, int]:
     """
     Refuse a request that there is no room for, by what its head says.
 
@@ -118,6 +122,7 @@ def require_room(headers: Mapping[str, str], model: Model, *, is_stream: bool) -
         headers: The request's; its body has not been read.
         model: Whose request it is.
         is_stream: Whether it asks for a stream.
+        tenant: Whose it is, if that is known.
 
     Returns:
         Its whole time in seconds, and its priority.
@@ -129,7 +134,7 @@ def require_room(headers: Mapping[str, str], model: Model, *, is_stream: bool) -
     limits = model.engine.spec.limits
     budget_s = _budget_s(headers, limits.stream_timeout_s if is_stream else limits.timeout_s)
     priority = _priority(headers) if limits.priorities else 0
-    model.engine.require_room(math.inf if is_stream else budget_s, priority)
+    model.engine.require_room(math.inf if is_stream else budget_s, priority, tenant)
     return budget_s, priority
 
 

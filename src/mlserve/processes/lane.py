@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mlserve.batching.admission import Admission
+from mlserve.batching.shares import Shares
 from mlserve.errors import ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
@@ -88,6 +89,7 @@ class RemoteLane:
         # The last process of each number, which may not be connected yet, or have ended.
         self._newest: dict[int, ReplicaClient] = {}
         self._tickets: dict[Job, Ticket] = {}
+        self._shares = Shares()  # of them: what others have here says what they have elsewhere
         # Those that no replica takes yet, in the order in which they came: a set that has one.
         self._held: dict[Ticket, None] = {}
         self._status = FleetStatus()
@@ -144,7 +146,9 @@ class RemoteLane:
         """Have each replica call its `health` hook every so often."""
         self._fleet.watch_health(period_s)
 
-    def require_room(self, *, budget_s: float, left_s: float, priority: int) -> None:
+    def require_room(
+        self, *, budget_s: float, left_s: float, priority: int, tenant: str | None = None
+    ) -> None:
         """
         Refuse a request that there is no room or no time for, over all HTTP processes.
 
@@ -152,6 +156,7 @@ class RemoteLane:
             budget_s: The whole time of the request, in seconds.
             left_s: What is left of it, in seconds.
             priority: 0 is served first.
+            tenant: Whose it is; `None` = nobody's, or not known yet.
 
         Raises:
             QueueFullError: If no place is free.
@@ -164,9 +169,13 @@ class RemoteLane:
             n_ahead -= board.n_less_urgent(priority)
         if self._spec.contract.can_stream:
             n_ahead -= board.n_waiting_streams()
-        n_ahead = max(0, n_ahead)
+        n_total, shares = len(self._tickets), self._shares
         error = admission.error(
-            n_waiting=n_waiting, n_ahead=n_ahead, budget_s=budget_s, left_s=left_s
+            n_waiting=n_waiting,
+            n_ahead=shares.turns_ahead(tenant, n_ahead=max(0, n_ahead), n_total=n_total),
+            budget_s=budget_s,
+            left_s=left_s,
+            n_kept=shares.kept_from(tenant, capacity=admission.capacity, n_total=n_total),
         )
         if error is not None:
             self._row.refused += 1
@@ -183,8 +192,11 @@ class RemoteLane:
         is_unbounded = is_stream or self._spec.contract.is_stepped
         left_s = math.inf if is_unbounded else job.call.remaining_s
         budget_s = math.inf if is_unbounded else job.timeout_s
-        self.require_room(budget_s=budget_s, left_s=left_s, priority=job.priority)
+        self.require_room(
+            budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
+        )
         self._tickets[job] = Ticket(job)
+        self._shares.enter(job.tenant)
         self._row.requests += 1
         self._row.in_flight += 1
         self._row.by_priority[job.priority] += 1
@@ -214,6 +226,7 @@ class RemoteLane:
         """Forget a job that has its answer, or whose caller has left."""
         self.forget(job)
         if (ticket := self._tickets.pop(job, None)) is not None:
+            self._shares.leave(job.tenant)
             self._row.in_flight -= 1
             self._row.by_priority[job.priority] -= 1
             self._row.streams -= ticket.is_stream

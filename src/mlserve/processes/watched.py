@@ -51,11 +51,12 @@ class HostedJob(Job):
         is_alone: Whether nothing may run beside it.
         timeout_s: Its whole budget in seconds.
         priority: 0 is served first.
+        tenant: Whose it is.
     """
 
     __slots__ = ("is_alone", "is_stream", "number", "requester", "slot")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is known of a request
         self,
         requester: Requester,
         number: int,
@@ -66,8 +67,9 @@ class HostedJob(Job):
         is_alone: bool,
         timeout_s: float,
         priority: int,
+        tenant: str | None = None,
     ) -> None:
-        super().__init__(None, call, timeout_s=timeout_s, priority=priority)
+        super().__init__(None, call, timeout_s=timeout_s, priority=priority, tenant=tenant)
         self.requester = requester
         self.number = number
         self.slot = slot

@@ -167,11 +167,11 @@ def test_requests_that_find_no_room_are_sent_again(server: ModelServer) -> None:
         engine = server.model_for("parrot").engine
         real, tries = engine.require_room, []
 
-        def crowded(budget_s: float, priority: int) -> None:
+        def crowded(budget_s: float, priority: int, tenant: str | None = None) -> None:
             tries.append(budget_s)
             if len(tries) == 1:
                 raise QueueFullError("parrot", 1, 0.01)
-            real(budget_s, priority)
+            real(budget_s, priority, tenant)
 
         engine.require_room = crowded  # type: ignore[method-assign]  # its own queue is never full
         with Counted(str(http.base_url)) as counted:

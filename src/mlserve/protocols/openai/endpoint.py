@@ -192,7 +192,10 @@ class Endpoint:
             raise InvalidInputError(
                 f"Model `{model.name}` answers by streams only: ask with `stream`.", param="stream"
             )
-        budget_s, priority = require_room(request.headers, model, is_stream=is_stream)
+        tenant = request.scope[EXCHANGE].key
+        budget_s, priority = require_room(
+            request.headers, model, is_stream=is_stream, tenant=tenant
+        )
         jobs = [
             job_of(request, model, self._settings, payload, budget_s=budget_s, priority=priority)
             for payload in payloads_of(asked, contract.request)
