@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from opentelemetry.util._once import Once
 from tests.docs.pages import PAGES, SHOWN_URL, Block, blocks_of, name_of, parse_curl
 
 from mlserve.testing import running
@@ -155,6 +156,9 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reader = Reader(page, folder, lambda: capsys.readouterr().out)
+    # A process has one provider of tracers for its whole life; no page's is left behind.
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", None)
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER_SET_ONCE", Once())
     monkeypatch.setitem(sys.modules, reader.module.__name__, reader.module)
 
     for block in blocks_of(page):

@@ -238,7 +238,6 @@ class Exchange:
             response=b"".join(self._answer) if self._has_whole_answer else None,
         )
 
-
     @property
     def _has_whole_answer(self) -> bool:
         return self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT

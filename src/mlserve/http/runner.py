@@ -25,6 +25,7 @@ from mlserve.http.shutdown import close_listeners, shutdown_draining
 from mlserve.http.tally import Tally
 from mlserve.observability.log_queue import queued_logging, stderr_handler
 from mlserve.observability.loggers import get_logger
+from mlserve.observability.tracing import configure_export
 from mlserve.processes.boot import require_main
 from mlserve.processes.sharing import Supervision
 from mlserve.registry import Registry
@@ -119,6 +120,7 @@ def serve(
         registry: The application's models; `None` if it is not one of ours.
         place: Where to listen, and beside whom, if not alone at the configured address.
     """
+    configure_export()
     server = _Server(config, registry, place)
     with queued_logging("mlserve", "uvicorn"):
         server.run()

@@ -4,7 +4,9 @@ Exporting the spans of a process by OTLP, as the standard variables of OpenTelem
 Needs the extra `otel`.
 """
 
+import atexit
 import os
+import threading
 
 from opentelemetry import trace
 
@@ -25,6 +27,7 @@ __all__ = ["configure_from_environment"]
 
 _SERVICE = "mlserve"
 _NAMELESS = "unknown_service"
+_LAST_S = 3.0
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
@@ -33,7 +36,7 @@ def configure_from_environment() -> None:
     Make the provider of tracers that exports by OTLP over HTTP; one that is there already stays.
 
     Endpoint, headers, sampler, service name and all else are read by the SDK itself, from the
-    variables that it documents. What is left at the end of the process is exported then.
+    variables that it documents. At its end the process waits three seconds for what is left.
 
     Raises:
         ConfigurationError: If the variables ask for another exporter or protocol.
@@ -50,6 +53,25 @@ def configure_from_environment() -> None:
     resource = Resource.create({"process.pid": os.getpid()})
     if str(resource.attributes.get("service.name", _NAMELESS)).startswith(_NAMELESS):
         resource = resource.merge(Resource({"service.name": _SERVICE}))
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    _shut_down_at_exit(provider)
+
+
+def _shut_down_at_exit(provider: TracerProvider) -> None:
+    """Export what is left at the end of the process, which waits three seconds for that."""
+    # The thread is there before it is needed: at its end an interpreter starts none.
+    is_ending, has_ended = threading.Event(), threading.Event()
+
+    def end() -> None:
+        is_ending.wait()
+        provider.shutdown()
+        has_ended.set()
+
+    threading.Thread(target=end, name="mlserve-traces", daemon=True).start()
+
+    @atexit.register
+    def wait() -> None:
+        is_ending.set()
+        has_ended.wait(_LAST_S)

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, TraceFlags
 
+from mlserve.errors import ConfigurationError
 from mlserve.observability.access_log import InferenceLine
 from mlserve.observability.genai import attributes_of
+from mlserve.observability.loggers import get_logger
 
 __all__ = [
     "BatchFacts",
@@ -30,6 +32,8 @@ __all__ = [
     "trace_request",
     "traceparent_of",
 ]
+
+logger = get_logger(__name__)
 
 _EXPORT = "mlserve.integrations.opentelemetry:configure_from_environment"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -73,10 +77,17 @@ def is_export_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def configure_export() -> None:
-    """Export this process's spans, if the standard variables ask for it."""
-    if is_export_wanted(os.environ):
-        # By its name: what is optional is in a layer above this one.
-        resolve_name(_EXPORT)()
+    """
+    Export this process's spans, if the standard variables ask for it.
+
+    What is missing for that is logged: a server should not stay away since nobody can watch it.
+    """
+    if not is_export_wanted(os.environ):
+        return
+    try:
+        resolve_name(_EXPORT)()  # by its name: what is optional is in a layer above this one
+    except (ConfigurationError, ImportError) as exc:
+        logger.warning("Traces are not exported. %s", exc)
 
 
 def current_span() -> Span | None:

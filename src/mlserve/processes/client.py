@@ -155,6 +155,7 @@ class ReplicaClient:
             flags |= messages.IS_STREAM
         call = job.call
         headers = dict(call.headers) if call.headers else None
+        traced = (call.traceparent,) if call.traceparent else ()
         self._link.send(
             (
                 messages.SUBMIT,
@@ -165,9 +166,9 @@ class ReplicaClient:
                 call.deadline,
                 job.timeout_s,
                 job.priority,
-                job.tenant,
                 headers,
                 payload,
+                *traced,
             )
         )
 
@@ -305,7 +306,9 @@ def _note_times(job: Job, facts: tuple[Any, ...]) -> Any:
     """Note how long the stages took and what hooks have noted; give the answer."""
     durations, batch_size, annotations, packed = facts
     times = job.times
-    times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s = durations
+    times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s, *moments = durations
+    if moments:
+        times.queue_at, times.preprocess_at, times.infer_at, times.postprocess_at = moments
     times.batch_size = batch_size
     if annotations is not None:
         try:

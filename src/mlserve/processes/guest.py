@@ -144,11 +144,12 @@ class Guest:
         deadline: float,
         timeout_s: float,
         priority: int,
-        tenant: str | None,
         headers: dict[str, str] | None,
         payload: Packed,
+        traceparent: str | None = None,
     ) -> None:
         call = Call(request_id, headers=headers or NO_HEADERS)
+        call.traceparent = traceparent
         call.deadline = deadline
         job = HostedJob(
             self,
@@ -159,7 +160,6 @@ class Guest:
             is_alone=bool(flags & messages.IS_ALONE),
             timeout_s=timeout_s,
             priority=priority,
-            tenant=tenant,
         )
         self._jobs[number] = job
         self._marked[slot] = number
@@ -203,7 +203,9 @@ class Guest:
             error = error if isinstance(error, MLServeError) else ModelError()
             kind, packed = messages.ERROR, messages.pack_error(error, ModelError())
         times = job.times
-        durations = (times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s)
+        durations = [times.queue_s, times.preprocess_s, times.infer_s, times.postprocess_s]
+        if job.call.traceparent is not None:
+            durations += times.queue_at, times.preprocess_at, times.infer_at, times.postprocess_at
         annotations = _packed_annotations(job.call.annotations)
         job.mark(Mark.ANSWERED)  # first: with the answer the slot is the next one's
         self.link.send((kind, job.number, durations, times.batch_size, annotations, packed))

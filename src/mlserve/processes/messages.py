@@ -49,10 +49,8 @@ logger = get_logger(__name__)
 
 # From an HTTP process to a replica.
 SUBMIT: Final = 1
-"""
-`id, slot, flags, request id, deadline, timeout, priority, tenant or None, headers or None,
-payload`.
-"""
+"""`id, slot, flags, request id, deadline, timeout, priority, headers or None, payload`."""
+# A request that is traced has its `traceparent` behind that.
 CANCEL: Final = 2
 """`id`: nobody waits for the answer any more."""
 CREDIT: Final = 3
@@ -60,7 +58,9 @@ CREDIT: Final = 3
 
 # From a replica to an HTTP process.
 RESULT: Final = 10
-"""`id, times, annotations or None, response`."""
+"""
+`id, times, annotations or None, response`; the times of a request that is traced say when, too.
+"""
 ERROR: Final = 11
 """`id, times, annotations or None, error`; for a stream, its end."""
 CHUNK: Final = 12

@@ -29,6 +29,7 @@ from mlserve.handler import Context
 from mlserve.lane import Lane
 from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
+from mlserve.observability.tracing import configure_export
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
 from mlserve.processes.boot import IN_REPLICA, Boot, read_boot
@@ -99,6 +100,7 @@ class ReplicaProcess:
     async def _load_and_serve(self) -> None:
         boot = self._boot
         factory = boot.make_factory()
+        configure_export()  # unless a module of the user has done so
         lane, has_costs = self._open_lane(factory)
         self._host = host = Host(lane, self._board, boot.replica, has_costs=has_costs)
         n_examples = await lane.start(lambda: self._control.send((messages.WARMING,)), None)
