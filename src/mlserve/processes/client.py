@@ -166,6 +166,7 @@ class ReplicaClient:
                 call.deadline,
                 job.timeout_s,
                 job.priority,
+                job.tenant,
                 headers,
                 payload,
                 *traced,

@@ -144,6 +144,7 @@ class Guest:
         deadline: float,
         timeout_s: float,
         priority: int,
+        tenant: str | None,
         headers: dict[str, str] | None,
         payload: Packed,
         traceparent: str | None = None,
@@ -160,6 +161,7 @@ class Guest:
             is_alone=bool(flags & messages.IS_ALONE),
             timeout_s=timeout_s,
             priority=priority,
+            tenant=tenant,
         )
         self._jobs[number] = job
         self._marked[slot] = number

@@ -49,7 +49,10 @@ logger = get_logger(__name__)
 
 # From an HTTP process to a replica.
 SUBMIT: Final = 1
-"""`id, slot, flags, request id, deadline, timeout, priority, headers or None, payload`."""
+"""
+`id, slot, flags, request id, deadline, timeout, priority, tenant or None, headers or None,
+payload`.
+"""
 # A request that is traced has its `traceparent` behind that.
 CANCEL: Final = 2
 """`id`: nobody waits for the answer any more."""
