@@ -23,7 +23,7 @@ from mlserve.access.stores import MemoryStore, StoreError
 from mlserve.access.windows import Rate, Reading
 from mlserve.protocols.openai import OpenAIProtocol
 from mlserve.tasks.embedding import Embedding, EmbeddingRequest
-from mlserve.testing import EchoHandler, FakeClock
+from mlserve.testing import EchoHandler, FakeClock, running
 
 PREDICT = "/v1/models/echo/predict"
 HELLO = {"text": "hello"}
@@ -136,6 +136,16 @@ def test_an_address_without_a_key_is_one_caller_and_of_ipv6_its_network(
 
     assert first.status_code == 200
     assert second.status_code == (429 if are_same else 200)
+
+
+def test_a_proxy_on_this_machine_is_believed_who_asks() -> None:
+    with running(limited("1/minute")) as client:
+        statuses = [
+            client.post(PREDICT, json=HELLO, headers={"X-Forwarded-For": address}).status_code
+            for address in ("192.0.2.1", "192.0.2.1", "192.0.2.2")
+        ]
+
+    assert statuses == [200, 429, 200]
 
 
 def test_callers_are_told_apart_by_a_function_of_yours() -> None:
