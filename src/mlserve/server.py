@@ -16,6 +16,7 @@ from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError
 from mlserve.http.app import AppPlan, Lifespan, build_app, install_into
 from mlserve.http.dependencies import (
+    checked_admin,
     checked_dependencies,
     checked_middleware,
     make_model_dependency,
@@ -60,6 +61,7 @@ class ModelServer:
         sinks: Who gets a record of every request of every model, such as `SqlSink(…)`.
         lifespan: Entered before the models load and left after they are unloaded, for pools and
             clients; takes the application, as FastAPI's.
+        admin: FastAPI dependencies of `/admin/…`, which is not there without any.
 
     Raises:
         ConfigurationError: If a setting is unknown, or a flag malformed.
@@ -72,7 +74,7 @@ class ModelServer:
         <ModelServer 'Numbers': double/v1>
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword per aspect of a server
         self,
         *,
         title: str = "mlserve",
@@ -83,6 +85,7 @@ class ModelServer:
         middleware: Sequence[Middleware] = (),
         sinks: Sequence[Sink] = (),
         lifespan: Lifespan | None = None,
+        admin: Sequence[Any] | None = None,
     ) -> None:
         self.settings = settings if settings is not None else ServerSettings()
         self.registry = Registry(self.settings, sinks)
@@ -99,6 +102,7 @@ class ModelServer:
             dependencies=checked_dependencies(dependencies),
             middleware=checked_middleware(middleware),
             lifespan=lifespan,
+            admin=None if admin is None else checked_admin(admin),
         )
         self._app: FastAPI | None = None
         self._is_installed = False
@@ -115,8 +119,8 @@ class ModelServer:
         dependencies: Sequence[Any] = (),
         path: str | None = None,
         tags: Sequence[str] | None = None,
-        changes: str | None = None,
         sinks: Sequence[Sink] = (),
+        changes: str | None = None,
     ) -> Self:
         """
         Add a model.
@@ -131,8 +135,8 @@ class ModelServer:
             dependencies: FastAPI dependencies of its routes.
             path: Its predict path below the version, instead of `/models/{name}/predict`.
             tags: Under which OpenAPI shows its routes.
-            changes: What is other than in the version before, in Markdown; stands in OpenAPI.
             sinks: Who gets a record of each of its requests, besides those of the server.
+            changes: What is other than in the version before, in Markdown; stands in OpenAPI.
 
         Raises:
             ConfigurationError: If anything of it cannot work; the message says what to do.
@@ -196,9 +200,6 @@ class ModelServer:
 
         Raises:
             ConfigurationError: If there are no such versions, or the dates cannot be.
-
-        Source:
-            RFC 9745 (`Deprecation`), RFC 8594 (`Sunset`), RFC 5829 (`rel="successor-version"`).
         """
         self._require_open()
         deprecation = Deprecation.checked(

@@ -192,7 +192,7 @@ def test_a_request_that_somebody_else_cancels_is_left_to_them(path: str) -> None
     assert all(message.get("status", 200) == 200 for message in sent)
 
 
-def signalled(*numbers: signal.Signals) -> list[str]:
+def signalled(*numbers: signal.Signals, drains_already: bool = False) -> list[str]:
     """Send signals to a server that does not drain by itself, and note what comes of each."""
     events: list[str] = []
     registry = ModelServer().add("echo", EchoHandler).registry
@@ -202,6 +202,8 @@ def signalled(*numbers: signal.Signals) -> list[str]:
 
     async def scenario() -> None:
         async with registry.running(), draining_on_signals(registry):
+            if drains_already:
+                registry.begin_drain()
             for number in numbers:
                 signal.raise_signal(number)
                 for _ in range(5):
@@ -220,6 +222,12 @@ def signalled(*numbers: signal.Signals) -> list[str]:
 
 def test_a_signal_begins_the_drain_and_the_servers_own_handler_is_called() -> None:
     assert signalled(signal.SIGTERM) == ["theirs", "draining=True hurried=False"]
+
+
+def test_the_first_signal_hurries_nobody_where_an_administrator_has_begun_the_drain() -> None:
+    events = signalled(signal.SIGTERM, drains_already=True)
+
+    assert events == ["theirs", "draining=True hurried=False"]
 
 
 def test_a_second_signal_ends_the_drain() -> None:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from mlserve.access.flags import Flags
+from mlserve.http.admin import AdminRoutes
 from mlserve.http.deprecation import Deprecation
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
 from mlserve.http.guards.flags import require_known_flags
@@ -60,6 +61,7 @@ class AppPlan:
     dependencies: Sequence[Depends] = ()
     middleware: Sequence[Middleware] = ()
     lifespan: Lifespan | None = None
+    admin: Sequence[Depends] | None = None
 
 
 def build_app(plan: AppPlan) -> FastAPI:
@@ -143,6 +145,9 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
         tags=["server"],
     )
     _add_lists(routes, plan)
+    if plan.admin is not None:
+        admin = AdminRoutes(registry, plan.flags, plan.deprecations)
+        admin.add_to(routes, [*plan.dependencies, *plan.admin])
     if plan.settings.expose_metrics:
         routes.add_plain(
             "/metrics",

@@ -10,7 +10,7 @@ from mlserve.errors import ConfigurationError
 from mlserve.model import Model
 from mlserve.registry import Registry
 
-__all__ = ["checked_dependencies", "checked_middleware", "make_model_dependency"]
+__all__ = ["checked_admin", "checked_dependencies", "checked_middleware", "make_model_dependency"]
 
 
 def make_model_dependency(
@@ -37,6 +37,21 @@ def checked_dependencies(dependencies: Sequence[Any]) -> list[Depends]:
                 f"`dependencies` must hold `Depends(…)` objects, got {dependency!r}."
             )
     return list(dependencies)
+
+
+def checked_admin(dependencies: Sequence[Any]) -> list[Depends]:
+    """
+    Give the dependencies of the administrator's routes as a list.
+
+    Raises:
+        ConfigurationError: If one is none, or there are none.
+    """
+    if not dependencies:
+        raise ConfigurationError(
+            "`admin` needs a dependency that asks who is there, such as"
+            " `admin=[Depends(api_keys(scope='admin'))]`: anybody could drain the server."
+        )
+    return checked_dependencies(dependencies)
 
 
 def checked_middleware(middleware: Sequence[Any]) -> list[Middleware]:

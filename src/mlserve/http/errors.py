@@ -52,6 +52,7 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "validation_error",
