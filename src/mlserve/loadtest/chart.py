@@ -71,7 +71,7 @@ def bars(title: str, y_name: str, values: Sequence[tuple[str, float]]) -> str:
     Args:
         title: What stands above.
         y_name: What stands beside the vertical axis, which begins at 0.
-        values: The bars and what stands below each.
+        values: The bars and what stands below each, each word in a line of its own.
     """
     y_high = _nice(max([value for _, value in values] or [1.0]))
     parts = _frame(title, y_name, y_high)
@@ -84,7 +84,8 @@ def bars(title: str, y_name: str, values: Sequence[tuple[str, float]]) -> str:
         )
         middle = left + room * 0.35
         parts.append(_label(_number(value), middle, top - 5))
-        parts.append(_label(name, middle, _HEIGHT - _BOTTOM + 18))
+        for row, word in enumerate(name.split()):
+            parts.append(_label(word, middle, _HEIGHT - _BOTTOM + 18 + 13 * row))
     return _whole(parts)
 
 
@@ -136,7 +137,7 @@ def _y(value: float, y_high: float) -> float:
 
 def _nice(value: float) -> float:
     """Give the next round number that is not less."""
-    if value <= 0 or not math.isfinite(value):
+    if not 1e-300 < value < math.inf:  # below, a power of ten is no longer exact
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * 0.999999)

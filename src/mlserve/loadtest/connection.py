@@ -6,8 +6,10 @@ the answers, and one object is made for each.
 """
 
 import asyncio
+import itertools
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
@@ -34,6 +36,7 @@ class Target:
         url: Where, as `http://127.0.0.1:8000/v1/models/reviews/predict`.
         body: What is sent; `None` = a GET.
         headers: Further headers.
+        more: Further bodies, which are sent in turn with the first.
 
     Raises:
         ConfigurationError: If the URL is not one of HTTP.
@@ -42,6 +45,7 @@ class Target:
     url: str
     body: bytes | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    more: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not self.host:
@@ -66,18 +70,21 @@ class Target:
         is_secure = urlsplit(self.url).scheme == "https"
         return ssl.create_default_context() if is_secure else None
 
-    def request(self) -> bytes:
-        """Give the bytes of the whole request."""
+    def requests(self) -> Iterator[bytes]:
+        """Give the bytes of whole requests, without end."""
+        return itertools.cycle([self._request(body) for body in (self.body, *self.more)])
+
+    def _request(self, body: bytes | None) -> bytes:
         parts = urlsplit(self.url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         lines = [
-            f"{'GET' if self.body is None else 'POST'} {path} HTTP/1.1",
+            f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
             f"Host: {parts.netloc}",
         ]
-        if self.body is not None:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(self.body)}"]
+        if body is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
-        return "\r\n".join([*lines, "", ""]).encode() + (self.body or b"")
+        return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
 @dataclass(slots=True)
@@ -99,24 +106,18 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """
-    A connection that is kept alive. Event loop only.
+    """A connection that is kept alive. Event loop only."""
 
-    Args:
-        request: The bytes to send, again and again.
-    """
-
-    def __init__(self, request: bytes) -> None:
+    def __init__(self) -> None:
         self.is_lost = False
         """Whether it has ended."""
-        self._request = request
         self._answer: Answer | None = None
         self._future: asyncio.Future[Answer] | None = None
         self._is_stream = self._closes = False
         self._parser = httptools.HttpResponseParser(self)
 
     @classmethod
-    async def open(cls, target: Target, request: bytes) -> "Connection":
+    async def open(cls, target: Target) -> "Connection":
         """
         Connect.
 
@@ -124,12 +125,12 @@ class Connection(asyncio.Protocol):
             OSError: If nobody answers.
         """
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: cls(request), target.host, target.port, ssl=target.tls
+            cls, target.host, target.port, ssl=target.tls
         )
         return protocol
 
-    def ask(self, due_at: float) -> asyncio.Future[Answer]:
-        """Send the request; the future never fails: what is lost has the status `LOST`."""
+    def ask(self, request: bytes, due_at: float) -> asyncio.Future[Answer]:
+        """Send a request; the future never fails: what is lost has the status `LOST`."""
         self._answer = Answer(due_at)
         self._future = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
@@ -137,7 +138,7 @@ class Connection(asyncio.Protocol):
         if self.is_lost:
             self._end()
         else:
-            self._transport.write(self._request)
+            self._transport.write(request)
         return self._future
 
     def close(self) -> None:

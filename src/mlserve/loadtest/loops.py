@@ -31,7 +31,7 @@ async def closed_loop(target: Target, n_clients: int, seconds: float, note: Note
         seconds: How long; what is asked by then is waited for.
         note: Told of each answer as it comes.
     """
-    request = target.request()
+    requests = target.requests()
     until = time.perf_counter() + seconds
 
     async def client() -> None:
@@ -40,12 +40,12 @@ async def closed_loop(target: Target, n_clients: int, seconds: float, note: Note
             now = time.perf_counter()
             if connection is None or connection.is_lost:
                 try:
-                    connection = await Connection.open(target, request)
+                    connection = await Connection.open(target)
                 except OSError:
                     note(Answer(now, LOST, time.perf_counter()))
                     await asyncio.sleep(0.05)  # nobody listens: do not ask in vain all the time
                     continue
-            note(await connection.ask(now))
+            note(await connection.ask(next(requests), now))
         if connection is not None:
             connection.close()
 
@@ -53,7 +53,12 @@ async def closed_loop(target: Target, n_clients: int, seconds: float, note: Note
 
 
 async def open_loop(
-    target: Target, per_s: float, seconds: float, note: Note, dice: random.Random
+    target: Target,
+    per_s: float,
+    seconds: float,
+    note: Note,
+    dice: random.Random,
+    patience_s: float | None = None,
 ) -> int:
     """
     Send requests at random times (Poisson), however the server fares.
@@ -64,6 +69,8 @@ async def open_loop(
         seconds: How long; what is asked by then is waited for.
         note: Told of each answer as it comes.
         dice: Gives the times.
+        patience_s: How long the last answers are waited for, in seconds; what has not come by then
+            is lost. `None` = until they are there.
 
     Returns:
         How many requests could not be sent, since all connections were waiting for answers.
@@ -75,7 +82,7 @@ async def open_loop(
         if (ahead_s := due_at - time.perf_counter()) > 0:
             await asyncio.sleep(ahead_s)
         sender.send(due_at)
-    await sender.finish()
+    await sender.finish(patience_s)
     return sender.n_unsent
 
 
@@ -85,7 +92,7 @@ class _Sender:
     def __init__(self, target: Target, note: Note) -> None:
         self.n_unsent = 0
         self._target = target
-        self._request = target.request()
+        self._requests = target.requests()
         self._note = note
         self._idle: deque[Connection] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,19 +112,27 @@ class _Sender:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def finish(self, patience_s: float | None) -> None:
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=patience_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         for connection in self._idle:
             connection.close()
 
     async def _ask(self, connection: Connection | None, due_at: float) -> None:
         if connection is None:
             try:
-                connection = await Connection.open(self._target, self._request)
-            except OSError:
+                connection = await Connection.open(self._target)
+            except (OSError, asyncio.CancelledError):
                 self._n_open -= 1
                 self._note(Answer(due_at, LOST, time.perf_counter()))
                 return
-        self._note(await connection.ask(due_at))
+        try:
+            self._note(await connection.ask(next(self._requests), due_at))
+        except asyncio.CancelledError:
+            connection.close()
+            self._note(Answer(due_at, LOST, time.perf_counter()))
+            return
         self._idle.append(connection)
