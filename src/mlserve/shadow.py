@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,20 +18,21 @@ from mlserve.comparison import Difference, compare
 from mlserve.errors import MLServeError
 from mlserve.execution.worker import TaskSet
 from mlserve.handler import Call
-from mlserve.job import Job
+from mlserve.job import Job, StageTimes
 from mlserve.model import Model
 from mlserve.observability.listeners import Ended
 from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import note_shadow
 from mlserve.traffic import Shadow
 
-__all__ = ["ShadowCopies"]
+__all__ = ["Copied", "ShadowCopies", "run_copy"]
 
 logger = get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 
 _LAST = 9  # the lowest priority there is
+_LONGEST_KEPT = 2**20  # as of answers: what waits must not fill the memory
 _LONGEST_BYTES = 2**21
 _INLINE_BYTES = 16_384
 _NAMED = 5
@@ -70,7 +72,8 @@ class ShadowCopies:
         can = contract.can_stream if ended.is_stream else contract.can_infer
         if line["status"] != 200 or line["code"] or ended.request is None or not can:
             return
-        if ended.response is None or not self.model.engine.lifecycle.admits:
+        is_kept = ended.response is not None and len(ended.request) <= _LONGEST_KEPT
+        if not (is_kept and self.model.engine.lifecycle.admits):
             self._count("dropped")
         elif self._n_running < self.options.max_running:
             self._n_running += 1
@@ -106,7 +109,14 @@ class ShadowCopies:
 
     async def _outcome(self, ended: Ended) -> str:
         try:
-            answer = await self._ask(ended)
+            copied = await run_copy(
+                self.model,
+                ended.request or b"",
+                request_id=ended.line["request_id"],
+                is_stream=ended.is_stream,
+                timeout_s=self.options.timeout_s,
+            )
+            answer = copied.answer
             return await _beside(len(answer), lambda: self._compared(ended, answer))
         except Exception as exc:  # noqa: BLE001 - whatever it is, no client hears of it
             invalid = "validation_error" if isinstance(exc, ValidationError) else "model_error"
@@ -114,30 +124,11 @@ class ShadowCopies:
             logger.info("shadow.copy.failed", extra={**self._about(ended), "code": code})
             return "failed"
 
-    async def _ask(self, ended: Ended) -> bytes:
-        """Run a copy and give its answer as it would be sent."""
-        engine, body = self.model.engine, ended.request or b""
-        contract, limits = engine.spec.contract, engine.spec.limits
-        payload = await _beside(len(body), lambda: contract.request.validate_json(body))
-        longest_s = limits.stream_timeout_s if ended.is_stream else limits.timeout_s
-        timeout_s = min(self.options.timeout_s or longest_s, longest_s)
-        call = Call(ended.line["request_id"], timeout_s=timeout_s, clock=engine.clock)
-        job = Job(payload, call, timeout_s=timeout_s, priority=_LAST)
-        if not ended.is_stream:
-            return contract.response.encode(await engine.predict(job))
-        written = bytearray()
-        async with engine.stream(job) as stream:
-            async for chunk in stream:
-                written += _EVENT + contract.chunk.encode(chunk) + b"\n\n"
-                if len(written) > _LONGEST_BYTES:
-                    break  # the client's answer was shorter: they differ
-        return bytes(written)
-
     def _compared(self, ended: Ended, answer: bytes) -> str:
         options, read = self.options, _events if ended.is_stream else json.loads
         differences = compare(
             read(ended.response or b""),
-            read(answer),
+            json.loads(answer),
             relative=options.relative,
             absolute=options.absolute,
         )
@@ -174,6 +165,55 @@ class ShadowCopies:
             f"<ShadowCopies {self.model.name}/{self.model.version}:"
             f" {self._n_running} running, {len(self._waiting)} waiting>"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a version has answered to a copy of a request."""
+
+    answer: bytes
+    """As JSON; of a stream the list of its chunks, as far as they fit into 2 MiB."""
+    times: StageTimes
+    """What that took."""
+
+
+async def run_copy(
+    model: Model, body: bytes, *, request_id: str, is_stream: bool, timeout_s: float | None = None
+) -> Copied:
+    """
+    Run a copy of a request on a version; neither its log, its metrics nor its sinks are told.
+
+    It waits behind every request of a client. Event loop only.
+
+    Args:
+        model: The version; it must be able to `stream` what was a stream, and else to `infer`.
+        body: The request's body, JSON.
+        request_id: The request's id.
+        is_stream: Whether it was answered by a stream.
+        timeout_s: How long it may take, in seconds; `None` = as long as the version's requests.
+
+    Raises:
+        pydantic.ValidationError: If the version does not take such requests.
+        MLServeError: Why there is no answer.
+    """
+    engine = model.engine
+    contract, limits = engine.spec.contract, engine.spec.limits
+    payload = await _beside(len(body), lambda: contract.request.validate_json(body))
+    longest_s = limits.stream_timeout_s if is_stream else limits.timeout_s
+    budget_s = min(timeout_s or longest_s, longest_s)
+    call = Call(request_id, timeout_s=budget_s, clock=engine.clock)
+    job = Job(payload, call, timeout_s=budget_s, priority=_LAST)
+    if not is_stream:
+        return Copied(contract.response.encode(await engine.predict(job)), job.times)
+    chunks: list[bytes] = []
+    n_bytes = 0
+    async with engine.stream(job) as stream:
+        async for chunk in stream:
+            chunks.append(contract.chunk.encode(chunk))
+            n_bytes += len(chunks[-1])
+            if n_bytes > _LONGEST_BYTES:
+                break  # the client's answer was shorter: they differ
+    return Copied(b"[%s]" % b",".join(chunks), job.times)
 
 
 async def _beside(n_bytes: int, work: Callable[[], ResultT]) -> ResultT:
