@@ -253,11 +253,17 @@ class Cors(BaseModel):
     """Origins such as `https://app.example.com`; `("*",)` for all."""
     allow_methods: tuple[str, ...] = ("GET", "POST")
     """The methods that they may use."""
-    allow_headers: tuple[str, ...] = ("Content-Type", "Authorization")
+    allow_headers: tuple[str, ...] = ("Content-Type", "Authorization", "X-API-Key")
     """The request headers that they may send."""
     allow_credentials: bool = False
     """Whether they may send cookies and HTTP authentication."""
-    expose_headers: tuple[str, ...] = ("X-Request-Id", "Server-Timing", "Retry-After")
+    expose_headers: tuple[str, ...] = (
+        "X-Request-Id",
+        "X-Model-Version",
+        "Server-Timing",
+        "Retry-After",
+        "RateLimit",
+    )
     """The response headers that they may read."""
     max_age_s: int = Field(default=600, ge=0)
     """How long a browser may keep the answer to its preflight request, in seconds."""

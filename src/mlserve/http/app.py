@@ -20,6 +20,7 @@ from mlserve.access.flags import Flags
 from mlserve.http.admin import AdminRoutes
 from mlserve.http.deprecation import Deprecation
 from mlserve.http.errors import EXCEPTION_HANDLERS, documented_errors
+from mlserve.http.guards.documents import document_refusals
 from mlserve.http.guards.flags import require_known_flags
 from mlserve.http.guards.tree import has_security
 from mlserve.http.health import make_health, make_ready
@@ -169,6 +170,7 @@ def _add_routes(app: FastAPI, plan: AppPlan, prefix: str) -> None:
     app.state.mlserve_registry = registry
     app.state.flags = plan.flags
     require_known_flags(app, plan.flags)
+    document_refusals(app.router.routes)
     if len(newest) == 1 and not others:
         app.state.model = next(iter(newest.values()))
     elif newest and isinstance(getattr(app.state, "model", None), Model):

@@ -41,7 +41,11 @@ class Writer(ModelHandler[GenerationRequest, Generation]):
 
 
 def everything(**options: Any) -> ModelServer:
-    server = ModelServer(dependencies=[Depends(api_keys(ENTRIES))], **options)
+    server = ModelServer(
+        dependencies=[Depends(api_keys(ENTRIES))],
+        admin=[Depends(api_keys(ENTRIES, scope="admin"))],
+        **options,
+    )
     server.add("echo", EchoHandler).add("echo", EchoHandler, version="v2").add("writer", Writer)
     return server.use(OpenAIProtocol())
 
@@ -76,7 +80,7 @@ def test_every_route_but_the_probes_asks_for_a_key(assets: str | None) -> None:
     assert open_paths == PROBES
     assert {"/docs", "/openapi.json", "/playground", "/metrics", "/v1/models", "/v2/models"} < paths
     assert {"/v1/models/echo", PREDICT, "/v2/models/echo/stream", "/models/echo/predict"} < paths
-    assert {"/v1/chat/completions", "/v1/completions"} < paths
+    assert {"/v1/chat/completions", "/v1/completions", "/admin/models", "/admin/drain"} < paths
 
 
 def test_every_route_but_the_probes_asks_for_a_key_where_models_are_installed() -> None:
@@ -191,6 +195,12 @@ def test_the_schemes_stand_in_openapi_and_no_key_does() -> None:
         for operation in operations.values():
             asks = {"HTTPBearer": []} in operation.get("security", ())
             assert asks == (path not in PROBES), path
+            assert asks == ({"401", "403"} <= operation["responses"].keys()), path
+            assert "429" not in operation["responses"]
+    refusal = document["paths"][PREDICT]["post"]["responses"]["401"]
+    schema = refusal["content"]["application/json"]["schema"]
+    assert refusal["description"] == "The API key is missing or wrong."
+    assert schema == {"$ref": "#/components/schemas/ErrorBody"}
     assert "canary" not in str(document)
 
 

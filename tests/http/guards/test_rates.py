@@ -259,6 +259,36 @@ def test_all_inputs_of_one_request_are_charged_and_openais_shape_is_kept() -> No
     assert second.headers["ratelimit"] == '"5/minute";r=0;t=61'
 
 
+def test_a_models_own_guards_stand_before_openais_route_too() -> None:
+    guards = [
+        Depends(api_keys(KEYS)),
+        Depends(rate_limit("5/minute", cost="tokens", store=MemoryStore(clock=FakeClock()))),
+    ]
+    server = ModelServer().add("e", Embedder, dependencies=guards).use(OpenAIProtocol())
+    with TestClient(server.build()) as client:
+        body = {"model": "e", "input": ["a", "b", "c"]}
+        answers = [
+            client.post("/v1/embeddings", json=body, headers=headers)
+            for headers in ({}, key("a"), key("a"), key("b"))
+        ]
+
+    assert [answer.status_code for answer in answers] == [401, 200, 429, 200]
+    assert [answer.headers.get("ratelimit") for answer in answers] == [
+        None,
+        '"5/minute";r=5;t=0',
+        '"5/minute";r=0;t=61',
+        '"5/minute";r=5;t=0',
+    ]
+
+
+def test_a_limit_stands_in_openapi() -> None:
+    document = limited("1/minute").build().openapi()
+
+    refusal = document["paths"][PREDICT]["post"]["responses"]["429"]
+    assert refusal["description"] == "The caller has reached a rate limit."
+    assert "429" not in document["paths"]["/health"]["get"]["responses"]
+
+
 def test_a_route_of_an_application_that_is_not_ours_may_be_limited() -> None:
     app = FastAPI()
 
