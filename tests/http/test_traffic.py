@@ -500,6 +500,17 @@ def test_an_answer_that_is_too_long_to_be_kept_is_dropped(counted: Any) -> None:
         until(lambda: counted("dropped") == 1)
 
 
+def test_a_request_that_is_too_long_to_be_kept_is_dropped(counted: Any) -> None:
+    server = two_versions(Versioned).route("m", {"v1": 1.0}, shadow="v2")
+    words = {"text": "x" * 2**20}
+
+    with TestClient(server.build()) as client:
+        assert client.post(STREAM, json={"text": " " * 2**20 + "a"}).status_code == 200
+        until(lambda: counted("dropped") == 1)
+        assert client.post(PREDICT, json=words).status_code == 200
+        until(lambda: counted("dropped") == 2)
+
+
 def own_endpoint(server: ModelServer) -> None:
     app = server.build()
 

@@ -258,7 +258,7 @@ class AdminRoutes:
         if n > 1:
             raise HTTPException(
                 409,
-                f"{what} would change in only one of the {n} HTTP processes. Restart the server,"
+                f"{what} would reach only one of the {n} HTTP processes. Restart the server,"
                 " or run it with `workers=1`.",
             )
 
