@@ -21,6 +21,7 @@ from mlserve.observability.access_log import (
     inference_line,
     log_inference,
     n_tokens,
+    tokens_of_all,
 )
 from mlserve.observability.listeners import Ended, Listeners
 from mlserve.observability.metrics import model_metrics
@@ -203,7 +204,11 @@ class Exchange:
 
     @property
     def _annotations(self) -> Mapping[str, Any]:
-        return self.job.call.annotations if self.job is not None else _NOTHING
+        """What hooks have noted; of a request that is several, the tokens of all."""
+        if self.job is None:
+            return _NOTHING
+        noted = [job.call.annotations for job in self.jobs or (self.job,)]
+        return noted[0] if len(noted) == 1 else {**noted[0], **tokens_of_all(noted)}
 
     def _line(self) -> InferenceLine:
         job = self.job

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypedDict
 
@@ -23,10 +23,12 @@ __all__ = [
     "inference_line",
     "log_inference",
     "n_tokens",
+    "tokens_of_all",
 ]
 
 logger = logging.getLogger("mlserve.access")
 
+_TOKENS = ("prompt_tokens", "completion_tokens")
 _OWN_KEYS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "asctime",
     "color_message",
@@ -106,8 +108,14 @@ def as_ms(seconds: float) -> float:
 
 def n_tokens(annotations: Mapping[str, Any]) -> int:
     """Give how many tokens a request has read and written, as its hooks have noted."""
-    counts = [annotations.get(kind) for kind in ("prompt_tokens", "completion_tokens")]
+    counts = [annotations.get(kind) for kind in _TOKENS]
     return sum(n for n in counts if type(n) is int)
+
+
+def tokens_of_all(noted: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Add up the tokens that were noted for the parts of one request, by their kind."""
+    counts = {kind: [n for one in noted if type(n := one.get(kind)) is int] for kind in _TOKENS}
+    return {kind: sum(found) for kind, found in counts.items() if found}
 
 
 class InferenceLogRecord(logging.LogRecord):

@@ -23,11 +23,12 @@ from mlserve.http.errors import error_body
 from mlserve.http.exchange import EXCHANGE, Exchange
 from mlserve.http.guard import Guard
 from mlserve.http.listing import find_model
-from mlserve.http.predict import job_of, require_room
+from mlserve.http.predict import cache_headers, job_of, require_room
 from mlserve.http.shutdown import MODEL
 from mlserve.http.sse import EventStreamResponse
 from mlserve.job import Job
 from mlserve.model import Model
+from mlserve.observability import genai
 from mlserve.protocols.openai.answers import (
     Head,
     chat_answer,
@@ -54,6 +55,8 @@ class Kind(Protocol):
     """Validates what clients send."""
     verb: str
     """What a model must be able to do, for messages."""
+    operation: str
+    """What OpenTelemetry calls it."""
 
     def head(self, asked: Any) -> Head:
         """Make what stands in the answer whatever the model says."""
@@ -68,6 +71,7 @@ class Kind(Protocol):
 class _Chat:
     asked: TypeAdapter[Any] = TypeAdapter(ChatRequest)
     verb = "generates text"
+    operation = genai.CHAT
 
     def head(self, asked: ChatRequest) -> Head:
         return _head("chatcmpl", asked.model, asked.n)
@@ -82,6 +86,7 @@ class _Chat:
 class _Completion:
     asked: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
     verb = "generates text"
+    operation = genai.COMPLETION
 
     def head(self, asked: CompletionRequest) -> Head:
         return _head("cmpl", asked.model, asked.n)
@@ -96,6 +101,7 @@ class _Completion:
 class _Embeddings:
     asked: TypeAdapter[Any] = TypeAdapter(EmbeddingsRequest)
     verb = "embeds text"
+    operation = genai.EMBEDDINGS
 
     def head(self, asked: EmbeddingsRequest) -> Head:
         return _head("embd", asked.model, 1)
@@ -150,6 +156,7 @@ class Endpoint:
         if len(body) > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
         exchange: Exchange = request.scope[EXCHANGE]
+        exchange.operation = self._kind.operation
         if exchange.keeps_payloads:
             exchange.body = body
         is_stream = bool(getattr(asked, "stream", False))
@@ -215,6 +222,8 @@ class Endpoint:
 
         with DisconnectWatch(request, leave):
             responses = await predict_all(engine, jobs)
+        if len(jobs) == 1:
+            request.scope[EXCHANGE].headers += cache_headers(jobs[0])
         answer = self._kind.answer(asked, head, responses)
         return Response(to_json(answer), media_type="application/json")
 
