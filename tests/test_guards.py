@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,17 @@ def names_in(tree: ast.Module) -> Iterator[str]:
                 yield name.rpartition(".")[2]
 
 
+def imports_of(tree: ast.Module) -> set[str]:
+    """All modules that the code imports, wherever it does."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+    return found
+
+
 def has_postponed_annotations(tree: ast.Module) -> bool:
     return any(
         isinstance(node, ast.ImportFrom)
@@ -81,6 +93,18 @@ def test_only_what_runs_replicas_in_processes_unpickles_anything() -> None:
     users = [name_of(m) for m in modules() if dangerous & set(names_in(tree_of(m)))]
 
     assert [name for name in users if not name.startswith("processes/")] == []
+
+
+def test_only_integrations_import_what_an_extra_brings() -> None:
+    optional = re.compile(r"(redis|sqlalchemy|alembic|mcp|ray|opentelemetry\.(sdk|exporter))(\.|$)")
+
+    found = {
+        name_of(module): sorted(filter(optional.match, imports_of(tree_of(module))))
+        for module in modules()
+        if not name_of(module).startswith("integrations/")
+    }
+
+    assert {name: imports for name, imports in found.items() if imports} == {}
 
 
 def test_no_module_postpones_its_annotations() -> None:
