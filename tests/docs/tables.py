@@ -20,6 +20,7 @@ from mlserve import errors
 from mlserve.http import errors as http_errors
 from mlserve.observability.access_log import InferenceLine
 from mlserve.observability.metrics import FAMILIES
+from mlserve.records import InferenceRecord, SinkOptions
 from mlserve.settings import (
     ENVIRONMENT_PREFIX,
     Batching,
@@ -44,6 +45,10 @@ def tables() -> dict[Path, dict[str, str]]:
     return {
         REFERENCE / "settings.md": settings,
         REFERENCE / "metrics.md": {"families": metrics_table()},
+        REFERENCE / "records.md": {
+            "InferenceRecord": fields_table(InferenceRecord),
+            "SinkOptions": options_table(SinkOptions),
+        },
         REFERENCE / "errors.md": {"classes": error_table(), "statuses": status_table()},
     }
 
@@ -55,6 +60,12 @@ def options_table(cls: type) -> str:
         for name, default in _defaults(cls).items()
     ]
     return _table(("option", "type", "default", "unit", "meaning"), rows)
+
+
+def fields_table(cls: type) -> str:
+    types, texts = _source_of(cls)
+    rows = [(_code(name), _code(types[name]), text) for name, text in texts.items()]
+    return _table(("field", "type", "meaning"), rows)
 
 
 def settings_table(cls: type, prefix: str) -> str:

@@ -12,6 +12,7 @@ from tests.docs.tables import REFERENCE, access_log_keys, tables, with_tables
 
 import mlserve
 from mlserve import cli
+from mlserve.records import __all__ as records_names
 from mlserve.testing import __all__ as testing_names
 
 
@@ -63,7 +64,9 @@ def test_the_api_page_names_every_public_name_once() -> None:
 
     # To what builds the page, `mlserve.handler` is the module of that name and not the function.
     names = ["functions.handler" if name == "handler" else name for name in mlserve.__all__]
-    assert sorted(listed) == sorted([*names, *(f"testing.{name}" for name in testing_names)])
+    names += [f"testing.{name}" for name in testing_names]
+    names += [f"records.{name}" for name in records_names]
+    assert sorted(listed) == sorted([*names, "integrations.sql.SqlSink"])
 
 
 def test_the_access_log_page_lists_every_key_in_its_order() -> None:

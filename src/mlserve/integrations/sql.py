@@ -38,7 +38,7 @@ except ImportError as exc:
         " Run: pip install 'mlserve[sql]'"
     ) from exc
 
-__all__ = ["VERSION_TABLE", "SqlSink"]
+__all__ = ["CONNECT_S", "TABLE", "VERSION_TABLE", "SqlSink", "checked_url"]
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,8 @@ _WANTED = (
     "It must look like 'sqlite+aiosqlite:///records.db' or"
     " 'postgresql+asyncpg://user:password@host/database'."
 )
-_CONNECT_S = 10.0
+CONNECT_S = 10.0
+"""How long a connection may take, in seconds; of SQLite, how long another writer is waited for."""
 _LOCK = 0x6D6C73727672  # of all advisory locks of a PostgreSQL database, ours
 _DELETE_EACH_S = 600.0
 _MOST_DELETED = 5_000
@@ -63,7 +64,7 @@ _TYPES: dict[Any, Any] = {
     float: sa.Double,
     int: sa.BigInteger,
 }
-_TABLE = sa.Table(
+TABLE = sa.Table(
     "mlserve_records",
     sa.MetaData(),
     *(
@@ -71,6 +72,7 @@ _TABLE = sa.Table(
         for field in fields(InferenceRecord)
     ),
 )
+"""Where the records are."""
 _NAMES = tuple(field.name for field in fields(InferenceRecord))
 _TIME, _ANNOTATIONS = _NAMES.index("time"), _NAMES.index("annotations")
 _values_of = attrgetter(*_NAMES)
@@ -109,7 +111,7 @@ class SqlSink:
         retention: timedelta | None = None,
         options: SinkOptions | None = None,
     ) -> None:
-        self._url = _checked_url(url)
+        self._url = checked_url(url)
         if retention is not None and (
             type(retention) is not timedelta or retention <= timedelta(0)
         ):
@@ -139,9 +141,9 @@ class SqlSink:
         self._engine = engine = _make_engine(self._url, pool_size=1, max_overflow=0)
         module = sqlite if self._url.drivername == _SQLITE else postgresql
         # A batch that is tried again may be there already.
-        statement = module.insert(_TABLE).on_conflict_do_nothing()
+        statement = module.insert(TABLE).on_conflict_do_nothing()
         self._insert = str(statement.compile(dialect=engine.dialect))
-        kind = _TABLE.c.time.type.dialect_impl(engine.dialect)
+        kind = TABLE.c.time.type.dialect_impl(engine.dialect)
         self._as_date = kind.bind_processor(engine.dialect) or _same
         self._delete_at = -math.inf
         await self._delete_old()
@@ -184,8 +186,8 @@ class SqlSink:
         """Delete some rows that are too old, if it is time to; soon again if there are more."""
         if self._retention is None or time.monotonic() < self._delete_at:
             return
-        old = sa.select(_TABLE.c.id).where(_TABLE.c.time < datetime.now(UTC) - self._retention)
-        statement = sa.delete(_TABLE).where(_TABLE.c.id.in_(old.limit(_MOST_DELETED)))
+        old = sa.select(TABLE.c.id).where(TABLE.c.time < datetime.now(UTC) - self._retention)
+        statement = sa.delete(TABLE).where(TABLE.c.id.in_(old.limit(_MOST_DELETED)))
         async with self._opened.begin() as connection:
             deleted = await connection.execute(statement)
         if deleted.rowcount < _MOST_DELETED:
@@ -197,8 +199,13 @@ class SqlSink:
         return f"<SqlSink {url.drivername}://{place}{url.database}>"
 
 
-def _checked_url(text: str) -> URL:
-    """Read a URL; what is said of a wrong one never has its text, which may hold a password."""
+def checked_url(text: str) -> URL:
+    """
+    Read a URL; what is said of a wrong one never has its text, which may hold a password.
+
+    Raises:
+        ConfigurationError: If it cannot be used or its driver is not installed.
+    """
     try:
         url = make_url(text)
     except Exception:  # noqa: BLE001 - whatever cannot be read
@@ -216,19 +223,23 @@ def _checked_url(text: str) -> URL:
 
 
 def _make_engine(url: URL, **options: Any) -> AsyncEngine:
-    """Make an engine whose errors never show what was written."""
-    is_sqlite = url.drivername == _SQLITE
-    engine = create_async_engine(
-        url,
-        hide_parameters=True,
-        pool_pre_ping=not is_sqlite,
-        connect_args={"timeout": _CONNECT_S},  # of SQLite, how long another writer is waited for
-        **options,
-    )
-    if is_sqlite:
-        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    engine = create_async_engine(url, **_options_of(url), **options)
+    _note_events(engine.sync_engine)
     return engine
+
+
+def _options_of(url: URL) -> dict[str, Any]:
+    return {
+        "hide_parameters": True,  # errors never show what was written
+        "pool_pre_ping": url.drivername == _POSTGRES,
+        "connect_args": {"timeout": CONNECT_S},
+    }
+
+
+def _note_events(engine: sa.Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
@@ -247,18 +258,28 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def _migrate(url: URL) -> None:
     """Take the steps that a database lacks, one process at a time. In a thread of its own."""
     with _migrating:
-        asyncio.run(_migrate_alone(url))
+        if url.drivername == _POSTGRES:
+            asyncio.run(_migrate_postgres(url))
+        else:
+            _migrate_sqlite(url)
 
 
-async def _migrate_alone(url: URL) -> None:
+async def _migrate_postgres(url: URL) -> None:
     engine = _make_engine(url, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
-            if url.drivername == _POSTGRES:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             await connection.run_sync(_take_steps)
     finally:
         await engine.dispose()
+
+
+def _migrate_sqlite(url: URL) -> None:
+    # Not by aiosqlite: its thread would outlive an event loop that ends with a failure.
+    engine = sa.create_engine(url.set(drivername="sqlite"), poolclass=NullPool, **_options_of(url))
+    _note_events(engine)
+    with engine.begin() as connection:
+        _take_steps(connection)
 
 
 def _take_steps(connection: sa.Connection) -> None:
