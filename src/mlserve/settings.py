@@ -307,7 +307,7 @@ class ServerSettings(BaseSettings):
     """How long `/ready` says no before new work is refused at shutdown, in seconds."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long running requests may take at shutdown, in seconds."""
-    flush_s: float = Field(default=5.0, ge=0)
+    flush_s: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     """How long sinks may then take to write the records that wait, in seconds."""
     health_period_s: float = Field(default=30.0, gt=0)
     """How often the `health` hook of each replica is called, in seconds."""

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import pytest
 from tests.http.waiting import until
 from tests.records.sinks import Doubling, double, serving_doubles, state_of
 
@@ -29,6 +30,21 @@ def test_a_callback_runs_in_a_thread_of_its_own_and_is_called_once_for_each_reco
 
     assert got == [(name, "mlserve-callback-note") for name in "abc"]
     assert (counts["written"], counts["failed"]) == (2, 1)
+
+
+def test_a_callback_that_always_raises_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(record: InferenceRecord) -> None:
+        raise ValueError(record.request_id)
+
+    with running(serving_doubles(CallbackSink(fail))) as client:
+        for value in range(20):
+            double(client, value)
+        until(lambda: state_of(client, "CallbackSink")["failed"] == 20)
+
+    ours = [r.message for r in caplog.records if r.name.startswith("mlserve.records")]
+    assert sorted(ours) == ["records.failed", "sink.write.failed"]
 
 
 def test_an_async_callback_runs_on_the_event_loop_of_the_server() -> None:

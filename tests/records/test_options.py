@@ -32,6 +32,8 @@ class SyncSink:
         ("sample", True),
         ("sample", "0.5"),
         ("max_wait_s", -1),
+        ("max_wait_s", float("inf")),
+        ("write_timeout_s", 0),
         ("write_timeout_s", float("nan")),
         ("max_queue", 0),
         ("max_queue_bytes", 1.5),

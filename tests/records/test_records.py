@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlserve.job import StageTimes
 from mlserve.observability.access_log import InferenceLine, inference_line
 from mlserve.observability.listeners import Ended
-from mlserve.records.record import record_of
+from mlserve.records.record import payload_bytes, record_of, slimmed
 from mlserve.records.redaction import REDACTED, redacted
 from mlserve.records.sink import is_sampled
 
@@ -85,6 +85,7 @@ def test_of_a_stream_its_events_are_kept_as_a_list() -> None:
     ("body", "facts"),
     [
         (b"\xff", {}),
+        (b'"\0"', {}),
         (b"", {}),
         (b'"' + b"x" * 2**20 + b'"', {}),
         (b"nonsense", {"line": line("invalid_json")}),
@@ -94,6 +95,27 @@ def test_what_is_not_json_of_at_most_a_mebibyte_is_not_kept(
     body: bytes, facts: dict[str, Any]
 ) -> None:
     assert payloads(body, body, **facts) == [None, None]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_bodies_that_no_record_will_have_do_not_wait_with_it(keeps: bool) -> None:
+    large, small = b"x" * (2**20 + 1), b"1"
+    given = ended(large, small)
+
+    slim = slimmed(given, keep_payloads=keeps)
+
+    assert (slim.request, slim.response) == (None, small if keeps else None)
+    assert payload_bytes(slim) == (1 if keeps else 0)
+    assert given.request is large  # others are told of it as well
+
+
+def test_what_a_hook_notes_later_is_not_in_the_record() -> None:
+    annotations = {"language": "en"}
+
+    record = record_of(ended(None, None, annotations=annotations), keep_payloads=False)
+    annotations["late"] = "x"
+
+    assert record.annotations == {"language": "en"}
 
 
 def test_tokens_that_a_hook_has_miscounted_fit_a_database() -> None:

@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mlserve.execution.backoff import backoff_s
+from mlserve.execution.worker import TaskSet
 from mlserve.observability.listeners import Ended
 from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import note_records
-from mlserve.records.record import InferenceRecord, payload_bytes, record_of
+from mlserve.records.record import InferenceRecord, payload_bytes, record_of, slimmed
 from mlserve.records.redaction import redacted
 from mlserve.records.sink import Sink, is_sampled
 from mlserve.records.thread import OwnThread
@@ -59,7 +60,7 @@ class Outlet:
         self._n_bytes = 0
         self._is_closing = False
         self._n_writing = 0
-        self._said_dropped_at = -math.inf
+        self._said_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._thread = OwnThread(f"mlserve-records-{name}")
@@ -81,7 +82,8 @@ class Outlet:
         options = self.options
         if not is_sampled(ended.line["request_id"], options.sample):
             return
-        n_bytes = self._n_bytes + (payload_bytes(ended) if options.keep_payloads else 0)
+        ended = slimmed(ended, keep_payloads=options.keep_payloads)
+        n_bytes = self._n_bytes + payload_bytes(ended)
         is_full = len(self._waiting) >= options.max_queue or n_bytes > options.max_queue_bytes
         if self._task is None or is_full:
             self._drop(1)
@@ -97,7 +99,7 @@ class Outlet:
         self._changed = asyncio.Event()
         self._thread.open()
         self.state = "opening"
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = TaskSet().spawn(self._run())
 
     def finish(self) -> "asyncio.Task[None] | None":
         """Take in nothing more, and end once all is written; gives the task that does it."""
@@ -165,8 +167,7 @@ class Outlet:
     def _take(self) -> list[Ended]:
         n = min(len(self._waiting), self.options.batch_size)
         taken = [self._waiting.popleft() for _ in range(n)]
-        if self.options.keep_payloads:
-            self._n_bytes -= sum(map(payload_bytes, taken))
+        self._n_bytes -= sum(map(payload_bytes, taken))
         self._n_writing = n
         return taken
 
@@ -191,7 +192,8 @@ class Outlet:
             else:
                 self._note_success()
                 return True
-        logger.error("records.failed", extra={"sink": self.name, "n_records": len(records)})
+        if self._may_say("records.failed"):
+            logger.error("records.failed", extra={"sink": self.name, **self.counts})
         return False
 
     async def _made(self, taken: list[Ended]) -> list[InferenceRecord]:
@@ -234,12 +236,11 @@ class Outlet:
         try:
             await asyncio.wait((task,), timeout=self.options.write_timeout_s)
         finally:
-            hangs = not task.done()
-            if hangs:
+            if not task.done():
                 task.cancel()
                 self._note_failure("sink.call.hangs", TimeoutError())
                 await asyncio.wait((task,))
-        if hangs or task.cancelled():
+        if task.cancelled():
             raise TimeoutError(f"It did not end within {self.options.write_timeout_s} s.")
         return task.result()
 
@@ -255,21 +256,27 @@ class Outlet:
                 return
 
     def _note_failure(self, event: str, error: Exception) -> None:
-        if self.state != "failing":
+        if self.state != "failing" and self._may_say(event):
             logger.error(event, exc_info=error, extra={"sink": self.name})
         self.state = "failing"
 
     def _note_success(self) -> None:
-        if self.state == "failing":
+        if self.state == "failing" and self._may_say("sink.recovered"):
             logger.info("sink.recovered", extra={"sink": self.name})
         self.state = "ready"
 
     def _drop(self, n: int) -> None:
         self._count("dropped", n)
-        now = time.monotonic()
-        if now - self._said_dropped_at > _SAY_AGAIN_S:
-            self._said_dropped_at = now
+        if self._may_say("records.dropped"):
             logger.warning("records.dropped", extra={"sink": self.name, **self.counts})
+
+    def _may_say(self, event: str) -> bool:
+        """Whether it is time for a line in the log: one a minute of each kind, metrics have all."""
+        now = time.monotonic()
+        is_due = now - self._said_at.get(event, -math.inf) > _SAY_AGAIN_S
+        if is_due:
+            self._said_at[event] = now
+        return is_due
 
     def _count(self, outcome: str, n: int) -> None:
         if n:

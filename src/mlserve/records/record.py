@@ -3,13 +3,13 @@
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from mlserve.observability.listeners import Ended
 
-__all__ = ["InferenceRecord", "payload_bytes", "record_of"]
+__all__ = ["InferenceRecord", "payload_bytes", "record_of", "slimmed"]
 
 _process = os.urandom(8).hex()
 _numbers = itertools.count(1)
@@ -99,10 +99,21 @@ def record_of(ended: Ended, *, keep_payloads: bool) -> InferenceRecord:
         batch_size=line["batch_size"],
         chunks=line["chunks"],
         tokens=max(0, min(line["tokens"], _MAX_INT)),  # hooks note what they like
-        annotations=ended.annotations,
+        annotations=dict(ended.annotations),  # a hook that runs on may note something yet
         request=_text(ended.request) if is_kept else None,
         response=_answer_text(ended) if is_kept else None,
     )
+
+
+def slimmed(ended: Ended, *, keep_payloads: bool) -> Ended:
+    """Give a request without those bodies that its record will not have, so that it can wait."""
+    if ended.request is None and ended.response is None:
+        return ended
+    request, response = (
+        body if keep_payloads and body and len(body) <= _LONGEST_PAYLOAD_BYTES else None
+        for body in (ended.request, ended.response)
+    )
+    return replace(ended, request=request, response=response)
 
 
 def payload_bytes(ended: Ended) -> int:
@@ -119,7 +130,7 @@ def _answer_text(ended: Ended) -> str | None:
 
 
 def _text(body: bytes | None) -> str | None:
-    if not body or len(body) > _LONGEST_PAYLOAD_BYTES:
+    if not body or len(body) > _LONGEST_PAYLOAD_BYTES or b"\0" in body:
         return None
     try:
         return body.decode()

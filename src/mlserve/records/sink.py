@@ -57,8 +57,8 @@ class SinkOptions:
         if self.name is not None and not (self.name and type(self.name) is str):
             raise ConfigurationError(f"`name` must be a text, got {self.name!r}.")
         _require_number("sample", self.sample, 0, 1)
-        for name in ("max_wait_s", "write_timeout_s"):
-            _require_number(name, getattr(self, name), 0)
+        _require_number("max_wait_s", self.max_wait_s, 0)
+        _require_number("write_timeout_s", self.write_timeout_s, 0.001)
         for name in ("max_queue", "max_queue_bytes", "batch_size", "max_tries"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -84,7 +84,7 @@ class Sink(Protocol):
     """
     Takes records. Its methods are awaited on the server's event loop, one call at a time.
 
-    What one raises, and how long it takes, reaches neither a request nor another sink.
+    A sink belongs to one server. What one raises, and how long it takes, reaches neither a request nor another sink.
     """
 
     options: SinkOptions
@@ -137,6 +137,6 @@ def is_sampled(request_id: str, share: float) -> bool:
 
 def _require_number(name: str, value: Any, least: float, most: float = math.inf) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # not a number is in no range
-        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    if not is_number or not (math.isfinite(value) and least <= value <= most):
+        bounds = f"of at least {least:g}" if most == math.inf else f"from {least} to {most}"
         raise ConfigurationError(f"`{name}` must be a number {bounds}, got {value!r}.")
