@@ -84,7 +84,8 @@ class Sink(Protocol):
     """
     Takes records. Its methods are awaited on the server's event loop, one call at a time.
 
-    A sink belongs to one server. What one raises, and how long it takes, reaches neither a request nor another sink.
+    A sink belongs to one server. What it raises, and how long it takes, reaches neither a request
+    nor another sink.
     """
 
     options: SinkOptions
