@@ -14,8 +14,14 @@ from fastapi import Depends
 from mlserve import ModelServer, Replicas, api_keys
 from mlserve.testing import EchoHandler
 
+
+
+class Echo(EchoHandler):
+    """Of this module, which the replica's process imports therefore."""
+
+
 server = ModelServer(dependencies=[Depends(api_keys())])
-server.add("echo", EchoHandler, replicas=Replicas(placement="process"))
+server.add("echo", Echo, replicas=Replicas(placement="process"))
 app = server.build()
 """
 

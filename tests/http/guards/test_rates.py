@@ -55,18 +55,20 @@ def test_what_is_too_much_is_429_until_the_window_has_slid_on() -> None:
 
 
 def test_every_answer_says_what_the_limit_is_and_what_is_left() -> None:
-    with TestClient(limited("3/minute").build()) as client:
+    with TestClient(limited("5/minute").build()) as client:
         answers = [
             client.post(PREDICT, json=HELLO),
             client.post(PREDICT, content=b"not json"),
             client.get("/v1/models"),
-            client.get("/v1/models"),
+            client.get("/v1/models/none"),
+            client.get("/metrics"),
+            client.get("/playground"),
         ]
 
-    assert [answer.status_code for answer in answers] == [200, 415, 200, 429]
-    for answer, left in zip(answers, (2, 1, 0, 0), strict=True):
-        assert answer.headers.get_list("ratelimit-policy") == ['"3/minute";q=3;w=60']
-        assert answer.headers.get_list("ratelimit") == [f'"3/minute";r={left};t=61']
+    assert [answer.status_code for answer in answers] == [200, 415, 200, 404, 200, 429]
+    for answer, left in zip(answers, (4, 3, 2, 1, 0, 0), strict=True):
+        assert answer.headers.get_list("ratelimit-policy") == ['"5/minute";q=5;w=60']
+        assert answer.headers.get_list("ratelimit") == [f'"5/minute";r={left};t=61']
 
 
 def test_the_probes_are_neither_counted_nor_limited() -> None:
