@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 from tests.http.waiting import until
 from tests.integrations.databases import Line, ask, n_rows, postgres_url, sqlite_url
 from tests.records.sinks import Doubling, double, serving_doubles, state_of
@@ -307,3 +311,46 @@ def test_a_driver_that_is_missing_is_named_with_its_extra(
 
     with pytest.raises(ConfigurationError, match=rf"needs {driver}.*pip install '{extra}'"):
         SqlSink(url)
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Keep everybody else from writing."""
+    is_sqlite = url.startswith("sqlite")
+    lock = "BEGIN IMMEDIATE" if is_sqlite else "LOCK TABLE mlserve_records"
+    may_end, is_locked = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        options = {"isolation_level": "AUTOCOMMIT"} if is_sqlite else {}
+        engine = create_async_engine(url, poolclass=NullPool, **options)
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(lock)
+            is_locked.set()
+            await asyncio.to_thread(may_end.wait, 15)
+            await connection.exec_driver_sql("ROLLBACK")
+        await engine.dispose()
+
+    holding = threading.Thread(target=asyncio.run, args=(hold(),))
+    holding.start()
+    assert is_locked.wait(10)
+    try:
+        yield
+    finally:
+        may_end.set()
+        holding.join(10)
+
+
+def test_a_database_that_does_not_answer_costs_no_answer_and_no_record(url: str) -> None:
+    options = SinkOptions(max_wait_s=0.01, write_timeout_s=0.3)
+
+    with running(serving_doubles(SqlSink(url, options=options))) as client:
+        double(client)
+        until(lambda: state_of(client, "SqlSink")["written"] == 1)
+        with locked(url):
+            for value in range(5):
+                assert double(client, value) == 2 * value
+            until(lambda: state_of(client, "SqlSink")["state"] == "failing")
+            assert client.get("/ready").status_code == 200
+        until(lambda: state_of(client, "SqlSink")["written"] == 6, timeout_s=15)
+
+    assert n_rows(url) == 6
