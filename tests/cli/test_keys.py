@@ -17,7 +17,7 @@ from mlserve.testing import EchoHandler
 
 
 class Echo(EchoHandler):
-    """Of this module, which the replica's process imports therefore."""
+    pass  # of this module, which the replica's process therefore imports
 
 
 server = ModelServer(dependencies=[Depends(api_keys())])
