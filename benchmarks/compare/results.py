@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Absence", "Results", "Sample", "Spread"]
+__all__ = ["Absence", "Results", "Sample", "Spread", "number"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,10 @@ class Spread:
         found = sorted(values)
         return cls(statistics.median(found), found[0], found[-1]) if found else None
 
-    def text(self, digits: int | None = None) -> str:
+    def text(self) -> str:
         """Write it as `1,234 (1,200-1,300)`; one value alone without the range."""
-        median = number(self.median, digits)
-        if self.least == self.most:
-            return median
-        return f"{median} ({number(self.least, digits)}-{number(self.most, digits)})"
+        median, least, most = (number(value) for value in (self.median, self.least, self.most))
+        return median if least == most else f"{median} ({least}-{most})"
 
 
 class Results:
@@ -109,10 +107,8 @@ class Results:
         }
 
 
-def number(value: float, digits: int | None = None) -> str:
-    """Write a number with three digits that count, or with so many behind the point."""
-    if digits is not None:
-        return f"{value:,.{digits}f}"
+def number(value: float) -> str:
+    """Write a number with three digits that count, or as a whole one."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
