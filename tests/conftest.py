@@ -1,10 +1,13 @@
 """What holds for every test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 from hypothesis import settings
+from tests.canaries import watching
+
+from mlserve.observability.access_log import JsonFormatter
 
 # A busy machine must not fail a law: pytest's own timeout bounds each test.
 settings.register_profile("mlserve", deadline=None)
@@ -16,6 +19,14 @@ def _quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Leave the garbage of torch alone: a collection of it at each start would double the time."""
     if "freeze_gc" not in request.fixturenames:
         monkeypatch.setattr("mlserve.registry._relieved_gc", _untouched_gc)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_canary_in_any_log() -> Iterator[None]:
+    """Look for what the tests have sent as clients in all that was logged meanwhile."""
+    with watching(JsonFormatter()) as watch:
+        yield
+    assert watch.found == []
 
 
 def _untouched_gc(*, enabled: bool) -> AbstractContextManager[Callable[[], None]]:

@@ -348,7 +348,7 @@ def ask_garbage(client: TestClient) -> None:
     ):
         for method in ("GET", "POST", "PUT", "TRACE", "CANARY4711"):
             headers = {
-                "X-Request-Id": "canary-4711",
+                "X-Request-Id": "canary 4711",
                 "X-Request-Timeout": "canary-4711",
                 "X-Request-Priority": "canary-4711",
                 "Authorization": "Bearer canary-4711",
