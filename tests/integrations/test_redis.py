@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import httpx2
 import pytest
 from fastapi import Depends
 from fastapi.testclient import TestClient
+from tests.cli.projects import serving
 
 from mlserve import ConfigurationError, ModelServer, rate_limit
 from mlserve.access.stores import RateStore, StoreError
@@ -43,6 +48,18 @@ async def main(url, prefix, limit, n_asked):
     await store.close()
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+LIMITED = """
+from fastapi import Depends
+from mlserve import ModelServer, rate_limit
+from mlserve.integrations.redis import RedisStore
+from mlserve.testing import EchoHandler
+
+store = RedisStore("{url}", prefix="test:{prefix}:", timeout_s=15)
+guards = [Depends(rate_limit("400/hour", store=store))]
+server = ModelServer(dependencies=guards).add("echo", EchoHandler)
 """
 
 
@@ -142,6 +159,31 @@ def test_several_processes_at_once_get_exactly_the_limit_together() -> None:
         counts = [int(process.communicate(timeout=45)[0]) for process in processes]
 
     assert sum(counts) == limit
+
+
+@needs_redis
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_200_clients_of_two_http_processes_get_exactly_the_limit(tmp_path: Path) -> None:
+    n_clients, n_each, limit = 200, 5, 400
+    (tmp_path / "limited.py").write_text(LIMITED.format(url=URL, prefix=uuid.uuid4().hex))
+
+    async def ask_all(base_url: str) -> Counter[int]:
+        bounds = httpx2.Limits(max_connections=n_clients)
+        async with httpx2.AsyncClient(base_url=base_url, timeout=60, limits=bounds) as client:
+
+            async def ask() -> list[int]:
+                answers = [await client.post(PREDICT, json=HELLO) for _ in range(n_each)]
+                return [answer.status_code for answer in answers]
+
+            statuses = await asyncio.gather(*(ask() for _ in range(n_clients)))
+        return Counter(itertools.chain.from_iterable(statuses))
+
+    with serving(tmp_path, "limited:server", "--workers", "2") as served:
+        host, port = served.address()
+        counts = asyncio.run(ask_all(f"http://{host}:{port}"))
+
+    assert counts == {200: limit, 429: n_clients * n_each - limit}
 
 
 @needs_redis
