@@ -140,7 +140,8 @@ def test_a_body_over_the_servers_limit_is_refused(client: TestClient, n_bytes: i
         (401, "unauthorized"),
         (403, "forbidden"),
         (404, "not_found"),
-        (409, "error"),
+        (409, "conflict"),
+        (418, "error"),
         (418, "error"),
         (429, "rate_limited"),
         (499, "error"),
@@ -173,7 +174,7 @@ def test_an_http_exception_whose_detail_is_no_text_has_our_body(client: TestClie
     answer = client.get("/detail")
 
     assert answer.status_code == 409
-    assert answer.json()["error"]["code"] == "error"
+    assert answer.json()["error"]["code"] == "conflict"
 
 
 def test_errors_of_mlserve_are_answered_from_own_endpoints(client: TestClient) -> None:
@@ -231,4 +232,4 @@ def test_an_http_exception_of_an_unknown_status_and_a_detail_that_is_no_text_is_
     answer = client.get("/odd")
 
     assert answer.status_code == 499
-    assert answer.json()["error"]["code"] == "error"
+    assert answer.json()["error"]["code"] == "conflict"
