@@ -4,6 +4,7 @@ mlserve turns a model class into a production FastAPI application.
 Write a `ModelHandler`, hand it to a `ModelServer`, and `build()` gives the application.
 """
 
+from mlserve.cache import Cache
 from mlserve.errors import (
     AbandonedError,
     BodyTimeoutError,
@@ -51,6 +52,7 @@ __all__ = [
     "Binary",
     "BodyTimeoutError",
     "BodyTooLargeError",
+    "Cache",
     "Call",
     "CapacityError",
     "ConfigurationError",

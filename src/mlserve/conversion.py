@@ -150,6 +150,15 @@ class OutputType:
             )
         return encoded
 
+    def decode(self, encoded: bytes) -> Any:
+        """
+        Read back what `encode` has written.
+
+        Raises:
+            pydantic.ValidationError: If the type does not take what it writes.
+        """
+        return self._adapter.validate_json(encoded)
+
     def _has_non_finite(self, value: Any) -> bool:
         """Look at what is written: it knows of excluded, computed and converted fields."""
         plain = self._adapter.dump_python(value, warnings=False)

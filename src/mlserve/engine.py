@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from mlserve.answers import Answers, Running
 from mlserve.errors import (
     AbandonedError,
     ConfigurationError,
@@ -32,7 +33,7 @@ from mlserve.placement import ThreadPlacement
 from mlserve.processes.lane import RemoteLane
 from mlserve.processes.placement import ProcessPlacement
 from mlserve.spec import Factory, ModelSpec
-from mlserve.statistics import Statistics
+from mlserve.statistics import Statistics, statistics_of
 from mlserve.streaming import Channel, ChannelSink, ModelStream
 
 __all__ = ["Engine"]
@@ -71,6 +72,9 @@ class Engine:
         # Lanes that are still to be unloaded: the present one, and those that a reload retired.
         self._lanes: list[Lane | RemoteLane] = []
         self._retiring = TaskSet()
+        way = Running(self.run, self.abandon, self._admit, lambda: self._lane, clock)
+        self.answers = None if spec.cache is None else Answers(spec, spec.cache, way)
+        """Those that are kept, if any are."""
 
     @property
     def progress(self) -> dict[int, tuple[float, str]]:
@@ -93,6 +97,8 @@ class Engine:
         self._idle.set()
         self._reloading = asyncio.Lock()
         self._jobs.clear()
+        if self.answers is not None:
+            self.answers.clear()
         self._load_timeout_s = load_timeout_s
         self._health_period_s = health_period_s
         self._lane = self.placement.open_lane()
@@ -187,6 +193,8 @@ class Engine:
                 await self._close(new, UNLOAD_S)
                 raise
             self._lane = new
+            if self.answers is not None:
+                self.answers.clear()
             new.watch_health(self._health_period_s)
             self._note_change()
             if old in self._lanes:  # one that could not be loaded was closed at once
@@ -202,6 +210,10 @@ class Engine:
         Raises:
             MLServeError: Why there is none.
         """
+        return await (self.run(job) if self.answers is None else self.answers.predict(job))
+
+    async def run(self, job: Job) -> Any:
+        """Answer one request by the model, whatever is kept; otherwise as `predict`."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         lane = self._enter(job, FutureSink(future))
         timer = self._set_timer(job, lane)
@@ -245,20 +257,7 @@ class Engine:
         """Say what the model has done and is doing."""
         now = self._lane.figures()
         older = [lane.figures() for lane in self._lanes if lane is not self._lane]
-        return Statistics(
-            state=self.lifecycle.state.value,
-            replicas=now.replicas,
-            in_flight=now.in_flight + sum(figures.in_flight for figures in older),
-            queued=now.queued,
-            running=now.running + sum(figures.running for figures in older),
-            queue_capacity=now.queue_capacity,
-            requests=now.requests,
-            batches=now.batches,
-            mean_batch_size=now.batched / now.batches if now.batches else 0.0,
-            splits=now.splits,
-            out_of_memory=now.out_of_memory,
-            refused=now.refused,
-        )
+        return statistics_of(self.lifecycle.state.value, now, older)
 
     @property
     def is_crowded(self) -> bool:
@@ -280,9 +279,17 @@ class Engine:
         # Under heavy load a turn of the loop is long, and the model would stand idle that long.
         self.placement.catch_up()
         self._require_ready()
+        if self.answers is not None:
+            return  # what is kept needs no room; it is looked for once the body is here
         self._lane.require_room(
             budget_s=budget_s, left_s=budget_s, priority=priority, tenant=tenant
         )
+
+    def _admit(self, job: Job, *, is_kept: bool) -> None:
+        """Refuse a job while the model does not serve, or has no room unless its answer is kept."""
+        self._require_ready()
+        if not is_kept:
+            self._lane.require_room_for(job, is_stream=False)
 
     def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane | RemoteLane:
         """Admit a job, or raise why not."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable
 from typing import Any, Protocol
 
+from mlserve.cache import CacheUse, Wish
 from mlserve.handler import Call
 
 __all__ = ["FutureSink", "Job", "Sink", "StageTimes"]
@@ -89,6 +90,7 @@ class Job:
     """
 
     __slots__ = (
+        "cache_use",
         "call",
         "cost",
         "enqueued_at",
@@ -100,6 +102,7 @@ class Job:
         "tenant",
         "timeout_s",
         "times",
+        "wish",
     )
 
     def __init__(
@@ -123,6 +126,10 @@ class Job:
         self.stage = "preprocess"
         """Where it is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
         self.sink: Sink | None = None
+        self.wish: Wish | None = None
+        """What it wishes of the cache of its model, if that has one."""
+        self.cache_use: CacheUse | None = None
+        """What the cache had to do with its answer."""
         self.times = StageTimes()
 
     @property

@@ -155,6 +155,16 @@ class Lane:
             self._n_refused += 1
             raise error
 
+    def require_room_for(self, job: Job, *, is_stream: bool) -> None:
+        """Refuse a job that there is no room or no time for, as `require_room` does."""
+        # How long streams take is not known, so that they are refused by number only.
+        is_stream = is_stream or self._spec.contract.is_stepped
+        left_s = math.inf if is_stream else job.call.remaining_s
+        budget_s = math.inf if is_stream else job.timeout_s
+        self.require_room(
+            budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
+        )
+
     def enter(self, job: Job, *, is_stream: bool) -> None:
         """
         Reserve a place for a job.
@@ -163,13 +173,7 @@ class Lane:
             QueueFullError: If no place is free.
             OverloadedError: If its turn would come too late.
         """
-        # How long streams take is not known, so that they are refused by number only.
-        is_stream = is_stream or self._spec.contract.is_stepped
-        left_s = math.inf if is_stream else job.call.remaining_s
-        budget_s = math.inf if is_stream else job.timeout_s
-        self.require_room(
-            budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
-        )
+        self.require_room_for(job, is_stream=is_stream)
         self._n_requests += 1
         self.reserve(job, is_stream=is_stream)
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from mlserve.access.flags import Flags
+from mlserve.cache import Cache
 from mlserve.contract import read_contract
 from mlserve.engine import Engine
 from mlserve.errors import ConfigurationError
@@ -119,6 +120,7 @@ class ModelServer:
         dependencies: Sequence[Any] = (),
         path: str | None = None,
         tags: Sequence[str] | None = None,
+        cache: Cache | None = None,
         sinks: Sequence[Sink] = (),
         changes: str | None = None,
     ) -> Self:
@@ -135,6 +137,7 @@ class ModelServer:
             dependencies: FastAPI dependencies of its routes.
             path: Its predict path below the version, instead of `/models/{name}/predict`.
             tags: Under which OpenAPI shows its routes.
+            cache: How its answers are kept for equal requests; `None` = not at all.
             sinks: Who gets a record of each of its requests, besides those of the server.
             changes: What is other than in the version before, in Markdown; stands in OpenAPI.
 
@@ -162,19 +165,14 @@ class ModelServer:
             batching=option_of("batching", batching, example.batching, Batching),
             replicas=options,
             limits=limits_of(limits, options),
+            cache=cache,
         )
         model = Model(Engine(spec))
         self.registry.recording.record(model.engine.listeners, sinks)
         self.registry.add(model)
-        self._plan.mounted.append(
-            Mounted(
-                model,
-                dependencies=checked_dependencies(dependencies),
-                path=path,
-                tags=tags,
-                changes=changes,
-            )
-        )
+        guards = checked_dependencies(dependencies)
+        mount = Mounted(model, dependencies=guards, path=path, tags=tags, changes=changes)
+        self._plan.mounted.append(mount)
         return self
 
     def deprecate(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
+from mlserve.cache import Cache
 from mlserve.contract import Contract
 from mlserve.errors import ConfigurationError
 from mlserve.handler import ModelHandler
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 OptionT = TypeVar("OptionT")
+
+_PLAIN = ("builtins", "operator", "pydantic")
 
 Factory = Callable[[], ModelHandler[Any, Any, Any]]
 """Gives a handler for one replica; its `load` has not been called."""
@@ -53,6 +56,12 @@ class ModelSpec:
     """How many copies run, and where."""
     limits: Limits
     """What its requests may take."""
+    cache: Cache | None = None
+    """How its answers are kept; `None` = not at all."""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None:
+            require_cacheable(self.cache, self.contract)
 
     @property
     def is_instance(self) -> bool:
@@ -90,6 +99,50 @@ def as_factory(
             f"{source!r} gave {type(example).__name__!r}, which is no `ModelHandler`."
         )
     return factory, example, False
+
+
+def require_cacheable(cache: Cache, contract: Contract) -> None:
+    """
+    Refuse to keep the answers of a handler where that makes no sense.
+
+    Raises:
+        ConfigurationError: If it does not; the message says why.
+    """
+    name = contract.handler_class.__name__
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"`cache` must be `Cache(…)`, got {cache!r}.")
+    if not contract.can_infer:
+        raise ConfigurationError(
+            f"`{name}` only streams, and streams are not kept. Leave out `cache`, or write `infer`."
+        )
+    if not contract.handler_class.idempotent:
+        raise ConfigurationError(
+            f"`{name}` is not idempotent, so each of its requests has to be run. Leave out `cache`."
+        )
+    if not _tells_apart(contract.request.core_schema):
+        raise ConfigurationError(
+            f"The request type of `{name}` does not write all that it holds as JSON (a file, a"
+            " secret, a field with `exclude` or a serializer of its own), so that unlike requests"
+            " could be taken for equal ones. Leave out `cache`, or use plain fields."
+        )
+
+
+def _tells_apart(node: Any) -> bool:
+    """Say whether values of a type that differ are written as JSON that differs."""
+    if isinstance(node, list | tuple):
+        return all(map(_tells_apart, node))
+    if not isinstance(node, dict):
+        return True
+    if node.get("serialization_exclude") is True or "serialization_exclude_if" in node:
+        return False
+    how = node.get("serialization")
+    if isinstance(how, dict) and isinstance(node.get("type"), str):
+        function = how.get("function")
+        module = str(getattr(function, "__module__", "")).split(".")[0]
+        is_secret = "secret" in getattr(function, "__name__", "")
+        if module not in _PLAIN or is_secret:
+            return False
+    return all(_tells_apart(value) for name, value in node.items() if name != "metadata")
 
 
 def _require_no_arguments(source: Callable[..., Any]) -> None:

@@ -1,8 +1,9 @@
 """The figures of one model, as users see them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Figures", "Statistics"]
+__all__ = ["Figures", "Statistics", "statistics_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +52,28 @@ class Statistics:
     """How often memory ran out."""
     refused: int
     """How many requests found no room."""
+
+
+def statistics_of(state: str, now: Figures, older: Sequence[Figures]) -> Statistics:
+    """
+    Put together the figures of a model.
+
+    Args:
+        state: Where it is in its life.
+        now: What its present replicas do.
+        older: What those do that a reload has retired.
+    """
+    return Statistics(
+        state=state,
+        replicas=now.replicas,
+        in_flight=now.in_flight + sum(figures.in_flight for figures in older),
+        queued=now.queued,
+        running=now.running + sum(figures.running for figures in older),
+        queue_capacity=now.queue_capacity,
+        requests=now.requests,
+        batches=now.batches,
+        mean_batch_size=now.batched / now.batches if now.batches else 0.0,
+        splits=now.splits,
+        out_of_memory=now.out_of_memory,
+        refused=now.refused,
+    )

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from tests.docs.pages import ROOT
 
 from mlserve import errors
+from mlserve.cache import Cache
 from mlserve.http import errors as http_errors
 from mlserve.observability.access_log import InferenceLine
 from mlserve.observability.metrics import FAMILIES
@@ -32,7 +33,7 @@ from mlserve.settings import (
 )
 
 REFERENCE = ROOT / "docs" / "reference"
-OPTIONS = (Batching, Replicas, Restart, Limits)
+OPTIONS = (Batching, Replicas, Restart, Limits, Cache)
 
 
 def tables() -> dict[Path, dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mlserve.cache import wish_of
 from mlserve.errors import InvalidInputError, InvalidTimeoutError
 from mlserve.handler import NO_HEADERS, Call
 from mlserve.http.body import parse_json, parse_query, read_body, read_upload, require_json
@@ -18,7 +19,7 @@ from mlserve.observability.tracing import traceparent_of
 from mlserve.payloads import Binary
 from mlserve.settings import ServerSettings
 
-__all__ = ["PredictEndpoint", "job_of", "new_job", "require_room"]
+__all__ = ["PredictEndpoint", "cache_headers", "job_of", "new_job", "require_room"]
 
 
 class PredictEndpoint:
@@ -39,6 +40,10 @@ class PredictEndpoint:
         engine = self._model.engine
         job = await new_job(request, self._model, self._settings, is_stream=False)
         with DisconnectWatch(request, lambda: engine.abandon(job)):
+            if engine.answers is not None:
+                kept = await engine.answers.answer(job)
+                request.scope[EXCHANGE].headers += cache_headers(job)
+                return Response(kept.body, media_type=kept.media_type)
             value = await engine.predict(job)
         if isinstance(value, Binary):
             return Response(value.content, media_type=value.media_type)
@@ -109,7 +114,32 @@ def job_of(
         clock=model.engine.clock,
     )
     call.traceparent = traceparent_of(exchange.span)
-    return Job(payload, call, timeout_s=budget_s, priority=priority, tenant=exchange.key)
+    job = Job(payload, call, timeout_s=budget_s, priority=priority, tenant=exchange.key)
+    if model.engine.answers is not None:
+        job.wish = wish_of(request.headers.get("cache-control", ""))
+    return job
+
+
+def cache_headers(job: Job) -> list[tuple[bytes, bytes]]:
+    """
+    Say in an answer what the cache had to do with it.
+
+    Source:
+        RFC 9211: `Cache-Status`; RFC 9111, section 5.1: `Age`.
+    """
+    use = job.cache_use
+    if use is None:
+        return []
+    if use.kind == "hit":
+        left = "" if use.left_s is None else f"; ttl={math.floor(use.left_s)}"
+        return [
+            (b"cache-status", f"mlserve; hit{left}".encode()),
+            (b"age", str(math.floor(use.age_s)).encode()),
+        ]
+    reason = "request" if use.is_wished else "bypass" if use.kind == "bypass" else "uri-miss"
+    notes = "; collapsed" if use.kind == "coalesced" else ""
+    notes += "; stored" if use.is_stored else ""
+    return [(b"cache-status", f"mlserve; fwd={reason}{notes}".encode())]
 
 
 def require_room(

@@ -16,8 +16,10 @@ from mlserve.observability.access_log import InferenceLine
 __all__ = [
     "FAMILIES",
     "BatchMetrics",
+    "CacheMetrics",
     "ModelMetrics",
     "batch_metrics",
+    "cache_metrics",
     "model_metrics",
     "note_figures",
     "note_records",
@@ -37,6 +39,7 @@ _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 _STAGES = ("queue", "preprocess", "infer", "postprocess")
 _TOKENS = ("prompt_tokens", "completion_tokens")
 _OUTCOMES = ("same", "different", "failed", "dropped")
+_CACHE_OUTCOMES = ("hit", "miss", "coalesced")
 _OK = "ok"
 _NO_ROOM = (429, 503)
 
@@ -96,6 +99,17 @@ ISOLATED = Counter(
 OUT_OF_MEMORY = Counter("mlserve_out_of_memory", "How often memory ran out.", _MODEL)
 STARTS = Counter(
     "mlserve_replica_starts", "Replicas that were begun: the first ones and each restart.", _MODEL
+)
+CACHE = Counter(
+    "mlserve_cache",
+    "Requests to models that keep answers: given one, not, or computed with an equal one.",
+    (*_MODEL, "outcome"),
+)
+CACHE_BYTES = Gauge(
+    "mlserve_cache_bytes",
+    "How much requests and answers take that are kept.",
+    _MODEL,
+    multiprocess_mode="livesum",
 )
 SHADOW = Counter(
     "mlserve_shadow",
@@ -228,6 +242,35 @@ class BatchMetrics:
     def note_start(self) -> None:
         """Count a replica that is begun."""
         self._starts.inc()
+
+
+class CacheMetrics:
+    """
+    What is counted of one model's kept answers in the process that answers its requests.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = (model, version)
+        self._outcomes = {kind: CACHE.labels(*labels, kind) for kind in _CACHE_OUTCOMES}
+        self._bytes = CACHE_BYTES.labels(*labels)
+
+    def note(self, outcome: str) -> None:
+        """Count a request that was answered: by a `hit`, a `miss` or `coalesced`."""
+        self._outcomes[outcome].inc()
+
+    def note_bytes(self, n_bytes: int) -> None:
+        """Set how much is kept, in bytes."""
+        self._bytes.set(n_bytes)
+
+
+@cache
+def cache_metrics(model: str, version: str) -> CacheMetrics:
+    """Give what counts one model's kept answers in this process."""
+    return CacheMetrics(model, version)
 
 
 @cache

@@ -181,20 +181,18 @@ class RemoteLane:
             self._row.refused += 1
             raise error
 
-    def enter(self, job: Job, *, is_stream: bool) -> None:
-        """
-        Admit a job.
-
-        Raises:
-            QueueFullError: If no place is free.
-            OverloadedError: If its turn would come too late.
-        """
+    def require_room_for(self, job: Job, *, is_stream: bool) -> None:
+        """Refuse a job that there is no room or no time for, as `require_room` does."""
         is_unbounded = is_stream or self._spec.contract.is_stepped
         left_s = math.inf if is_unbounded else job.call.remaining_s
         budget_s = math.inf if is_unbounded else job.timeout_s
         self.require_room(
             budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
         )
+
+    def enter(self, job: Job, *, is_stream: bool) -> None:
+        """Admit a job, or raise as `require_room` does."""
+        self.require_room_for(job, is_stream=is_stream)
         self._tickets[job] = Ticket(job)
         self._shares.enter(job.tenant)
         self._row.requests += 1
