@@ -9,7 +9,6 @@ from tests.docs.pages import ROOT, blocks_of
 README = ROOT / "README.md"
 # What a reader may look for in a library of this kind and will not find in this version.
 NOT_THERE = (
-    "api key",
     "auth",
     "cache",
     "canary",
@@ -22,7 +21,6 @@ NOT_THERE = (
     "open inference",
     "process placement",
     "prometheus",
-    "rate limit",
     "records",
     "shadow",
     "sink",
