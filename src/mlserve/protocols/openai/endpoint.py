@@ -23,7 +23,7 @@ from mlserve.http.errors import error_body
 from mlserve.http.exchange import EXCHANGE, Exchange
 from mlserve.http.guard import Guard
 from mlserve.http.listing import find_model
-from mlserve.http.predict import job_of, require_room
+from mlserve.http.predict import cache_headers, job_of, require_room
 from mlserve.http.shutdown import MODEL
 from mlserve.http.sse import EventStreamResponse
 from mlserve.job import Job
@@ -222,6 +222,8 @@ class Endpoint:
 
         with DisconnectWatch(request, leave):
             responses = await predict_all(engine, jobs)
+        if len(jobs) == 1:
+            request.scope[EXCHANGE].headers += cache_headers(jobs[0])
         answer = self._kind.answer(asked, head, responses)
         return Response(to_json(answer), media_type="application/json")
 
