@@ -192,7 +192,8 @@ class Exchange:
 
     def finish(self) -> None:
         """Tell the access log, the metrics, the listeners, and who traces it."""
-        job, line, annotations = self.job, self._line(), self._annotations
+        job, annotations = self.job, self._annotations()
+        line = self._line(annotations)
         self.metrics.note_request(line, annotations)
         if self._settings.access_log:
             log_inference(line, annotations)
@@ -202,15 +203,16 @@ class Exchange:
         if self._listeners and (job is not None or line["status"] not in _NOT_REACHED):
             self._listeners.tell(self._ended(line, annotations))
 
-    @property
     def _annotations(self) -> Mapping[str, Any]:
-        """What hooks have noted; of a request that is several, the tokens of all."""
+        """Give what hooks have noted; of a request that is several, the tokens of all."""
         if self.job is None:
             return _NOTHING
-        noted = [job.call.annotations for job in self.jobs or (self.job,)]
-        return noted[0] if len(noted) == 1 else {**noted[0], **tokens_of_all(noted)}
+        annotations = self.job.call.annotations
+        if len(self.jobs) > 1:
+            annotations = annotations | tokens_of_all([job.call.annotations for job in self.jobs])
+        return annotations
 
-    def _line(self) -> InferenceLine:
+    def _line(self, annotations: Mapping[str, Any]) -> InferenceLine:
         job = self.job
         return inference_line(
             request_id=self.request_id,
@@ -220,7 +222,7 @@ class Exchange:
             code=self.code or (None if self._status else AbandonedError.code),
             total_s=time.perf_counter() - self._started,
             times=job.times if job is not None else _NO_TIMES,
-            annotations=self._annotations,
+            annotations=annotations,
             bytes_in=self.bytes_in,
             bytes_out=self._bytes_out,
         )
@@ -230,7 +232,8 @@ class Exchange:
         span, self.span = self.span, None
         if span is not None:
             times = self.job.times if self.job is not None else None
-            trace_request(span, self._line(), times, self._annotations, self.operation)
+            annotations = self._annotations()
+            trace_request(span, self._line(annotations), times, annotations, self.operation)
 
     def _ended(self, line: InferenceLine, annotations: Mapping[str, Any]) -> Ended:
         return Ended(
