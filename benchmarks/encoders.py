@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import random
 import re
 import socket
 import statistics
@@ -33,6 +32,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
+from benchmarks.compare.workloads import texts
+
 from mlserve import ModelServer
 from mlserve.batching.queue import BatchLimits, RequestQueue
 from mlserve.handler import Context
@@ -40,27 +41,14 @@ from mlserve.huggingface import EmbeddingRequest, TextEmbedding, samples
 from mlserve.huggingface._encoder import Tokens
 
 N_OUTSTANDING = 64
-N_TEXTS = 1000
 WARM_UP_S = 2.0
 BAR = 0.9
-WORDS = (  # noqa: SIM905 - words are easier to read than a list of them
-    "the a model server request batch answer waits token text long short queue light water house"
-    " reads writes and of in with under over because when green quick small people between river"
-).split()
 HEAD = re.compile(rb"HTTP/1\.1 200[^\r]*\r\n(?:[^\r]*\r\n)*?content-length: (\d+)\r\n", re.I)
 N_TOKENS = re.compile(rb'"tokens":(\d+)')
 
 server = ModelServer(title="encoders").add(
     "minilm", functools.partial(TextEmbedding, samples.minilm())
 )
-
-
-def texts() -> Iterator[str]:
-    """Give texts without end: half of them under 50 words, one in twenty over 230."""
-    dice = random.Random(7)
-    lengths = [round(dice.lognormvariate(math.log(50), 0.95)) for _ in range(N_TEXTS)]
-    corpus = [" ".join(dice.choices(WORDS, k=min(max(n, 1), 250))) for n in lengths]
-    return itertools.cycle(corpus)
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +85,7 @@ class Offline:
             self._replicas.append((handler, thread))
         self._queue: RequestQueue[Item] = RequestQueue(N_OUTSTANDING)
         self._lock = threading.Lock()
-        self._texts = texts()
+        self._texts = itertools.cycle(texts())
         self._n_tokens = self._n_texts = 0
         self._is_over = threading.Event()
 
@@ -190,7 +178,7 @@ class Load:
     """`N_OUTSTANDING` connections, and what was answered on them."""
 
     def __init__(self) -> None:
-        self.texts = texts()
+        self.texts = itertools.cycle(texts())
         self.n_tokens = self.n_texts = 0
 
     async def measure(self, port: int, seconds: float) -> tuple[float, float]:

