@@ -3,11 +3,9 @@
 import time
 from collections.abc import Iterator
 
-from fastapi import Request
 from tests.processes.handlers import follow
 
 from mlserve import Batching, ModelHandler
-from mlserve.http.exchange import EXCHANGE
 
 BATCH_SIZE = 4
 BATCH_S = 0.002
@@ -40,6 +38,6 @@ class Ranked(ModelHandler[str, tuple[int, int], int]):
         yield self.n_served - 1
 
 
-async def take_key(request: Request) -> None:
-    """Take the header `X-Test-Key` for the name of an API key."""
-    request.scope[EXCHANGE].key = request.headers.get("x-test-key")
+def key_of(name: str) -> str:
+    """Give the API key that is called so."""
+    return f"canary-key-of-{name}"

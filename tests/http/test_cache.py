@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import Depends
-from tests.http.ranked import take_key
+from tests.http.ranked import key_of
 from tests.http.waiting import until
 from tests.processes.handlers import follow
 
@@ -21,6 +21,7 @@ from mlserve import (
     ModelServer,
     Replicas,
     ServerSettings,
+    api_keys,
 )
 from mlserve.testing import running
 
@@ -140,9 +141,10 @@ def test_headers_that_the_handler_sees_belong_to_the_request() -> None:
 
 @pytest.mark.parametrize("per_key", [True, False])
 def test_keys_share_answers_unless_each_is_to_have_its_own(per_key: bool) -> None:
-    server = serving(cache=Cache(per_key=per_key), dependencies=[Depends(take_key)])
+    keys = api_keys([f"{name}={key_of(name)}" for name in ("ann", "bob")])
+    server = serving(cache=Cache(per_key=per_key), dependencies=[Depends(keys)])
     with running(server) as client:
-        numbers = [ask(client, x_test_key=name)[0] for name in ("ann", "bob", "ann")]
+        numbers = [ask(client, x_api_key=key_of(name))[0] for name in ("ann", "bob", "ann")]
 
     assert numbers == ([1, 2, 1] if per_key else [1, 1, 1])
 
