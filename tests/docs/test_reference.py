@@ -12,6 +12,7 @@ from tests.docs.tables import REFERENCE, access_log_keys, tables, with_tables
 
 import mlserve
 from mlserve import cli
+from mlserve.observability.metrics import FAMILIES
 from mlserve.records import __all__ as records_names
 from mlserve.testing import __all__ as testing_names
 
@@ -96,6 +97,15 @@ def test_the_cli_page_lists_every_command_and_option() -> None:
 
     assert commands
     assert missing == []
+
+
+def test_the_metrics_page_explains_every_label() -> None:
+    page = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
+    labels = {label for family in FAMILIES for label in family._labelnames}
+
+    explained = re.findall(r"^\| `(\w+)` \|", page.partition("## Labels")[2], re.MULTILINE)
+
+    assert sorted(explained) == sorted(labels)
 
 
 def test_the_architecture_page_has_the_layers_that_the_checks_enforce() -> None:

@@ -15,7 +15,16 @@ from prometheus_client import Counter
 from tests.http.waiting import until
 from tests.observability.reading import Scrape, scrape
 
-from mlserve import Batching, Call, Limits, ModelHandler, ModelServer, ServerSettings, errors
+from mlserve import (
+    Batching,
+    Cache,
+    Call,
+    Limits,
+    ModelHandler,
+    ModelServer,
+    ServerSettings,
+    errors,
+)
 from mlserve.http import errors as http_errors
 from mlserve.observability.metrics import FAMILIES
 from mlserve.testing import running
@@ -134,7 +143,9 @@ def test_every_family_stands_there_from_the_start_with_help_and_kind() -> None:
         def infer(self, inputs: list[str]) -> list[str]:
             return inputs
 
-    with TestClient(ModelServer().add("silent", Silent, version="v3").build()) as client:
+    with TestClient(
+        ModelServer().add("silent", Silent, version="v3", cache=Cache()).build()
+    ) as client:
         found = scrape(client)
 
     of_models = [family for family in FAMILIES if "model" in family._labelnames]
