@@ -20,6 +20,7 @@ from mlserve import (
     Limits,
     Model,
     ModelHandler,
+    ModelOutputError,
     ModelServer,
     Upload,
 )
@@ -465,3 +466,60 @@ def test_a_full_queue_refuses_what_is_not_kept_and_answers_what_is() -> None:
         await asyncio.gather(held, waiting)
 
     play(scenario, handler, limits=Limits(max_queue_size=1))
+
+
+def test_no_more_wait_for_one_computation_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlserve.answers._MAX_WAITING", 2)
+    handler = Counting()
+
+    async def scenario(model: Model) -> list[Any]:
+        asked = [asyncio.ensure_future(model.predict({"text": "hold"})) for _ in range(3)]
+        await entered(handler)
+        handler.may_go_on.set()
+        return await asyncio.gather(*asked)
+
+    answers = play(scenario, handler)
+
+    assert [said.words for said in answers] == [["hold"]] * 3
+    assert handler.calls == ["hold", "hold"]
+
+
+def test_who_leaves_before_the_model_has_begun_costs_it_nothing() -> None:
+    handler = Counting()
+
+    async def scenario(model: Model) -> None:
+        leaving = asyncio.ensure_future(model.predict({"text": "a"}))
+        await until(lambda: n_waiting(model) == 1)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert n_waiting(model) == 0
+        assert (await model.predict({"text": "b"})).words == ["b"]
+        assert model.statistics().in_flight == 0
+
+    play(scenario, handler)
+
+    assert handler.calls == ["b"]
+
+
+def test_an_answer_that_cannot_be_written_fails_for_all_who_wait() -> None:
+    class Endless(ModelHandler[str, float]):
+        def infer(self, inputs: list[str]) -> list[float]:
+            return [float("nan") for _ in inputs]
+
+    async def scenario(model: Model) -> list[Any]:
+        return await asyncio.gather(*(model.predict("a") for _ in range(3)), return_exceptions=True)
+
+    errors = play(scenario, Endless)
+
+    assert all(isinstance(error, ModelOutputError) for error in errors)
+
+
+def test_what_is_being_answered_shows_in_its_repr() -> None:
+    async def scenario(model: Model) -> str:
+        await model.predict({"text": "a"})
+        return repr(model.engine.answers)
+
+    shown = play(scenario, Counting())
+
+    assert shown.startswith("<Answers <AnswerStore of 1 answers, ")
+    assert shown.endswith(" bytes>, 0 being made>")
