@@ -11,6 +11,7 @@ from mlserve.cli.bench import bench
 from mlserve.cli.check import check_server
 from mlserve.cli.openapi import openapi
 from mlserve.cli.progress import show_progress
+from mlserve.cli.replay import replay
 from mlserve.cli.target import Target, find, load_target
 from mlserve.cli.tune import tune
 from mlserve.http.runner import run_server
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.command()(bench)
 app.command()(openapi)
+app.command()(replay)
 app.command()(tune)
 
 
