@@ -17,10 +17,11 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks.compare.bars import evaluated
+from benchmarks.compare.bars import Bar, evaluated
 from benchmarks.compare.environments import versions_of
 from benchmarks.compare.footprint import Footprint, taken
 from benchmarks.compare.machine import Machine, seen
@@ -28,7 +29,7 @@ from benchmarks.compare.report import charts, page_parts, whole
 from benchmarks.compare.results import Results
 from benchmarks.compare.run import Options, pythons_of, run
 from benchmarks.compare.systems import SYSTEMS, named
-from benchmarks.compare.workloads import WORKLOADS
+from benchmarks.compare.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
@@ -43,72 +44,103 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "list":
         print(_listed())
         return 0
+    started_at = time.monotonic()
     try:
-        systems = named(options.systems.split(","))
-        workloads = [WORKLOADS[name] for name in _workload_names(options)]
-    except (ValueError, KeyError) as exc:
+        if options.command == "report":
+            text = Path(options.file).read_text(encoding="utf-8")
+            record = Record.from_json(json.loads(text))
+        else:
+            record = _measured(options, f"python -m benchmarks {' '.join(given)}")
+            record.write(options.out)
+            print(f"{time.monotonic() - started_at:.0f} s; results and charts: {options.out}")
+    except (ValueError, OSError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         return 2
-    plan = Options(
-        systems=tuple(systems),
-        workloads=tuple(workloads),
-        n_rounds=1 if options.quick else options.rounds,
-        share=options.share or (QUICK_SHARE if options.quick else 1.0),
-        cache=options.cache,
-        is_quick=options.quick,
-    )
-    started_at = time.monotonic()
-    machine = seen(f"python -m benchmarks {' '.join(given)}")
-    results = run(plan)
-    ours = any(system.name == "mlserve" for system in systems)
-    footprint = taken(3 if options.quick else 5) if ours else None
-    names = tuple(sorted({"mlserve", *(p for s in systems for p in s.packages)}))
-    versions = {where: versions_of(python, names) for where, python in pythons_of(plan).items()}
-    machine = replace(machine, versions=versions)
-    found = evaluated(results, footprint)
-    report = whole(results, machine, found)
-    _write(options.out, results, machine, footprint, report)
+    print(record.report())
     if options.page:
-        rewrite(PAGE, page_parts(results, machine, found), charts(results))
-    print(report)
-    print(
-        f"{time.monotonic() - started_at:.0f} s; results.json, results.md and charts: {options.out}"
-    )
+        rewrite(PAGE, record)
     return 0
 
 
-def rewrite(page: Path, parts: dict[str, str], pictures: dict[str, str]) -> None:
-    """Put what was measured between the markers of a page, and the pictures beside it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """All that a run has found."""
+
+    results: Results
+    machine: Machine
+    footprint: Footprint | None
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Record":
+        """Read what `write` has written."""
+        footprint = values["footprint"]
+        return cls(
+            results=Results.from_json(values),
+            machine=Machine(**values["machine"]),
+            footprint=None if footprint is None else Footprint(**footprint),
+        )
+
+    @property
+    def bars(self) -> list[Bar]:
+        """The goals, and what was measured of them."""
+        return evaluated(self.results, self.footprint)
+
+    def report(self) -> str:
+        """Give it as Markdown."""
+        return whole(self.results, self.machine, self.bars)
+
+    def write(self, folder: Path) -> None:
+        """Write figures, report and charts into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "machine": asdict(self.machine),
+            "footprint": None if self.footprint is None else asdict(self.footprint),
+            **self.results.as_json(),
+        }
+        (folder / "results.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+        (folder / "results.md").write_text(self.report(), encoding="utf-8")
+        for name, picture in charts(self.results).items():
+            (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+
+
+def rewrite(page: Path, record: Record) -> None:
+    """Put what was measured between the markers of a page, and the charts beside it."""
     text = page.read_text(encoding="utf-8")
-    for name, part in parts.items():
+    for name, part in page_parts(record.results, record.machine, record.bars).items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, found, rest = text.partition(begin)
         if found:
             text = f"{before}{begin}\n\n{part}\n\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
-    for name, picture in pictures.items():
+    for name, picture in charts(record.results).items():
         page.with_name(f"performance-{name}.svg").write_text(picture, encoding="utf-8")
 
 
-def _write(
-    folder: Path, results: Results, machine: Machine, footprint: Footprint | None, report: str
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    whole_json = {
-        "machine": machine.as_json(),
-        "footprint": footprint and footprint.as_json(),
-        **results.as_json(),
-    }
-    (folder / "results.json").write_text(json.dumps(whole_json, indent=1), encoding="utf-8")
-    (folder / "results.md").write_text(report, encoding="utf-8")
-    for name, picture in charts(results).items():
-        (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+def _measured(options: argparse.Namespace, command: str) -> Record:
+    plan = Options(
+        systems=tuple(named(options.systems.split(","))),
+        workloads=tuple(_workloads(options)),
+        n_rounds=1 if options.quick else options.rounds,
+        share=options.share or (QUICK_SHARE if options.quick else 1.0),
+        cache=options.cache,
+        is_quick=options.quick,
+    )
+    machine = seen(command)
+    results = run(plan)
+    with_ours = any(system.name == "mlserve" for system in plan.systems)
+    footprint = taken(3 if options.quick else 5) if with_ours else None
+    names = tuple(sorted({"mlserve", *(p for s in plan.systems for p in s.packages)}))
+    versions = {where: versions_of(python, names) for where, python in pythons_of(plan).items()}
+    return Record(results=results, machine=replace(machine, versions=versions), footprint=footprint)
 
 
-def _workload_names(options: argparse.Namespace) -> list[str]:
-    if options.workloads:
-        return str(options.workloads).split(",")
-    return [name for name, what in WORKLOADS.items() if what.is_quick or not options.quick]
+def _workloads(options: argparse.Namespace) -> list[Workload]:
+    if not options.workloads:
+        return [what for what in WORKLOADS.values() if what.is_quick or not options.quick]
+    names = str(options.workloads).split(",")
+    if unknown := [name for name in names if name not in WORKLOADS]:
+        raise ValueError(f"Unknown workloads: {', '.join(unknown)}. Known: {', '.join(WORKLOADS)}.")
+    return [WORKLOADS[name] for name in names]
 
 
 def _listed() -> str:
@@ -137,7 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--quick", action="store_true", help="one short round, under 3 minutes")
     run_.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     run_.add_argument("--cache", type=Path, default=CACHE, help="where the peers are installed")
-    run_.add_argument("--page", action="store_true", help=f"write it into {PAGE.name}, too")
+    report = commands.add_parser("report", help="say again what a run has found")
+    report.add_argument("file", help="its results.json")
+    for command in (run_, report):
+        command.add_argument("--page", action="store_true", help=f"write it into {PAGE.name}, too")
     return parser
 
 

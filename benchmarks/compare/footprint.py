@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.compare.servers import ROOT, started
 from benchmarks.compare.systems import SYSTEMS
@@ -24,10 +23,6 @@ class Footprint:
     """From the start of `mlserve run` to the first answer of a trivial model, in seconds."""
     idle_mb: float
     """The memory of a server without a model, in MB."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Give it as JSON values."""
-        return asdict(self)
 
 
 def taken(n: int) -> Footprint:

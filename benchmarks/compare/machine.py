@@ -3,10 +3,9 @@
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 __all__ = ["Machine", "seen"]
 
@@ -28,10 +27,6 @@ class Machine:
     command: str
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     """The packages of each environment."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Give it as JSON values."""
-        return asdict(self)
 
     def as_markdown(self) -> str:
         """Say it in a few sentences."""

@@ -61,6 +61,12 @@ class Results:
         self.samples = list(samples)
         self.absences = list(absences)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Results":
+        """Read what `as_json` has given."""
+        samples = [Sample(**sample) for sample in values["samples"]]
+        return cls(samples, [Absence(**absence) for absence in values["absences"]])
+
     def is_absent(self, workload: str, system: str) -> bool:
         """Say whether a system failed at a workload."""
         return any((a.workload, a.system) == (workload, system) for a in self.absences)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run(options: Options) -> Results:
             turn = _Turn(options, workload, system, pythons[system.name], number)
             try:
                 results.samples += turn.take(reference)
-            except (FailedError, LookupError) as exc:
+            except (FailedError, LookupError, OSError, HTTPException, ValueError) as exc:
                 print(f"  left out: {exc}", file=sys.stderr, flush=True)
                 results.absences.append(
                     Absence(workload=workload.name, system=system.name, why=str(exc))

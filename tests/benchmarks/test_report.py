@@ -3,11 +3,13 @@
 import itertools
 from pathlib import Path
 
-from benchmarks.__main__ import rewrite
+import pytest
+from benchmarks import __main__ as command
+from benchmarks.__main__ import Record, main, rewrite
 from benchmarks.compare.bars import Bar, evaluated
 from benchmarks.compare.footprint import Footprint
 from benchmarks.compare.machine import Machine
-from benchmarks.compare.report import charts, page_parts, whole
+from benchmarks.compare.report import charts, whole
 from benchmarks.compare.results import Absence, Results, Sample
 from benchmarks.compare.workloads import WORKLOADS
 
@@ -48,6 +50,10 @@ def _results() -> Results:
         for (system, value), number in itertools.product(values.items(), range(3))
     ]
     return Results(samples, [Absence(workload="noop", system="ray", why="pip says no")])
+
+
+def _record() -> Record:
+    return Record(results=_results(), machine=MACHINE, footprint=FOOTPRINT)
 
 
 def _bar(bars: list[Bar], what: str) -> Bar:
@@ -110,14 +116,27 @@ def test_charts_show_what_was_measured() -> None:
 def test_a_page_keeps_what_stands_outside_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- noop -->\nold\n<!-- end of noop -->\nafter\n", encoding="utf-8")
-    results = _results()
 
     for _ in range(2):  # the second time changes nothing
-        rewrite(page, page_parts(results, MACHINE, []), {"noop-64": "<svg/>"})
+        rewrite(page, _record())
 
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- noop -->\n\n| requests/s")
     assert text.endswith("\n\n<!-- end of noop -->\nafter\n")
     assert "old" not in text
     assert text.count("3,300") == 3  # once for each load
-    assert (tmp_path / "performance-noop-64.svg").read_text(encoding="utf-8") == "<svg/>"
+    assert (tmp_path / "performance-noop-64.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_report_is_made_again_from_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bars -->\n<!-- end of bars -->\n", encoding="utf-8")
+    monkeypatch.setattr(command, "PAGE", page)
+    _record().write(tmp_path)
+
+    assert main(["report", str(tmp_path / "results.json"), "--page"]) == 0
+
+    assert capsys.readouterr().out.strip() == _record().report().strip()
+    assert "| P1 |" in page.read_text(encoding="utf-8")

@@ -58,6 +58,8 @@ def test_a_wrong_answer_is_noticed() -> None:
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--systems", "tensorflow"]) == 2
     assert "Unknown systems: tensorflow" in capsys.readouterr().err
+    assert main(["run", "--workloads", "rain"]) == 2
+    assert "Unknown workloads: rain" in capsys.readouterr().err
 
 
 def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
