@@ -92,6 +92,14 @@ def test_what_is_impossible_is_a_number_and_what_is_none_an_error() -> None:
             to_json(value)
 
 
+def test_the_smallest_numbers_are_a_vector_too() -> None:
+    embeddings = [Embedding(embedding=[5e-324, 5e-324, 0.0], tokens=1)]
+
+    [item] = embeddings_answer("m", embeddings, dimensions=2, is_base64=False)["data"]
+
+    assert item["embedding"] == pytest.approx([0.5**0.5, 0.5**0.5])
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), st.data())
 def test_shortened_vectors_have_length_one(vector: list[float], data: st.DataObject) -> None:
     dimensions = data.draw(st.integers(1, len(vector)))

@@ -319,8 +319,12 @@ def _shortened(vector: list[float], dimensions: int | None) -> list[float]:
             param="dimensions",
         )
     kept = vector[:dimensions]
-    length = math.hypot(*kept)
-    return [value / length for value in kept] if length else kept
+    largest = max(map(abs, kept))
+    if not largest:
+        return kept
+    scaled = [value / largest for value in kept]  # the smallest numbers have no length
+    length = math.hypot(*scaled)
+    return [value / length for value in scaled]
 
 
 def _as_base64(vector: list[float]) -> str:
