@@ -1,6 +1,7 @@
 """What several processes have counted is shown as one."""
 
 import copy
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,10 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.samples import Sample
+from tests.http.waiting import until
 from tests.observability.reading import Scrape
 
 from mlserve.observability import exposition
-from mlserve.observability.exposition import VARIABLE, exposed, forget_process, merged
+from mlserve.observability.exposition import (
+    VARIABLE,
+    exposed,
+    forget_process,
+    forget_process_soon,
+    merged,
+)
 
 LABELS = st.sampled_from([{}, {"model": "a"}, {"model": "b"}, {"model": "a", "version": "v1"}])
 SAMPLES = st.lists(
@@ -163,6 +171,17 @@ def test_a_file_that_cannot_be_read_is_no_harm_when_its_process_ends(
     forget_process(4711)
 
     assert "metrics.forget.failed" in caplog.text
+
+
+def test_a_scrape_that_stands_still_holds_up_nobody_who_forgets_a_process(directory: Path) -> None:
+    (directory / "gauge_all_4711.db").touch()
+
+    with exposition._locked(directory, fcntl.LOCK_SH):
+        forget_process_soon(4711)
+        kept = (directory / "gauge_all_4711.db").exists()
+
+    assert kept
+    until(lambda: not (directory / "gauge_all_4711.db").exists())
 
 
 def test_without_other_processes_there_is_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -233,7 +234,9 @@ def test_processes_that_have_ended_leave_no_descriptor_or_thread(
             await child.run(name, b"boot", [], os.environ)
             child.introduce(0).close()
             await child.end()
-            await until(lambda: not any("wait" in thread.name for thread in threading.enumerate()))
+            await until(
+                lambda: not any(re.search("wait|metrics", t.name) for t in threading.enumerate())
+            )
             counts.append((n_descriptors(), threading.active_count()))
         return counts[0], counts[-1]
 

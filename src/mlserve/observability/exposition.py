@@ -11,8 +11,9 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "VARIABLE",
     "exposed",
     "forget_process",
+    "forget_process_soon",
     "is_sharing",
     "merged",
     "shared_directory",
@@ -78,6 +80,15 @@ def forget_process(pid: int) -> None:
                 _move(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_ENDED}.db")
     except Exception:  # a full disk, or a file that was cut: what is served matters more
         logger.exception("metrics.forget.failed")
+
+
+def forget_process_soon(pid: int) -> None:
+    """Do so in a thread of its own: whoever is being asked for metrics may stand still."""
+    if _directory() is not None:
+        with suppress(RuntimeError):  # the system gives no further thread
+            threading.Thread(
+                target=forget_process, args=(pid,), name="mlserve-metrics", daemon=True
+            ).start()
 
 
 def exposed(accept: str) -> tuple[bytes, str]:

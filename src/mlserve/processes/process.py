@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mlserve.observability.exposition import forget_process
+from mlserve.observability.exposition import forget_process_soon
 from mlserve.observability.loggers import get_logger
 from mlserve.processes.board import Board
 from mlserve.processes.boot import Boot, boot_bytes
@@ -215,7 +215,7 @@ class ChildProcess:
 
     def _note_exited(self, code: int) -> None:
         self._note_continued()
-        forget_process(self.pid)
+        forget_process_soon(self.pid)
         if not self.exited.done():
             self.exited.set_result(code)
 
