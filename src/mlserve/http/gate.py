@@ -43,7 +43,7 @@ class Gate:
             The bytes of the answer; `None` = the application should answer.
         """
         route = self._app.lean_route(scope) if self._app is not None else None
-        if route is None:
+        if route is None or route.guards:  # who may not ask is told that, and nothing else
             return None
         try:
             route.require_room(scope)

@@ -2,9 +2,9 @@
 The application class of a built server: FastAPI with a short way to its models.
 
 A request of a model's route that neither a dependency nor a middleware of the user looks at needs
-nothing of FastAPI's stack: a table of exact paths leads straight to the route, which stays in
-router and OpenAPI like any other. Where OpenTelemetry's SDK is configured, FastAPI's stack is gone
-through, since it makes the spans of requests.
+nothing of FastAPI's stack, and nor do our own guards: a table of exact paths leads straight to the
+route, which stays in router and OpenAPI like any other. Where OpenTelemetry's SDK is configured,
+FastAPI's stack is gone through, since it makes the spans of requests.
 """
 
 from fastapi import FastAPI
@@ -40,11 +40,14 @@ class ServingApp(FastAPI):
         """Give the route that may answer a request past FastAPI's stack, if one does."""
         # Where a root path stands before the routes' own paths, the router knows what is left.
         is_plain = scope["type"] == "http" and not (scope.get("root_path") or self.root_path)
+        if self._lean_routes is None or not is_plain:
+            return None
         if self._is_observed is None:  # at the first request, as asking costs too much for each
             self._is_observed = self._native_telemetry.enabled()
-        if self._lean_routes is None or self._is_observed or not is_plain:
+        if self._is_observed:
             return None
-        return self._lean_routes.get((scope["method"], scope["path"]))
+        route = self._lean_routes.get((scope["method"], scope["path"]))
+        return route if route is not None and route.is_lean else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""

@@ -22,6 +22,7 @@ from mlserve.errors import MLServeError
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import ERROR_SHAPE, ErrorShape, handle_error
 from mlserve.http.exchange import Exchange
+from mlserve.http.guards.own import OwnGuard
 from mlserve.http.shutdown import MODEL, answer_cancelled
 from mlserve.observability.listeners import Listeners
 from mlserve.settings import ServerSettings
@@ -116,6 +117,10 @@ class ModelRoute(APIRoute):
         self._opened = opened
         self._shape = shape
         super().__init__(path, endpoint, **options)
+        calls: dict[Any, None] = dict.fromkeys(d.call for d in self.dependant.dependencies)
+        self.guards = [call for call in calls if isinstance(call, OwnGuard)]
+        """What of its dependencies it calls itself where FastAPI has nothing else to do."""
+        self._has_theirs = len(self.guards) < len(calls)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Give FastAPI's handler of the user's dependencies around our own endpoint."""
@@ -133,8 +138,14 @@ class ModelRoute(APIRoute):
 
     @property
     def is_lean(self) -> bool:
-        """Whether FastAPI has nothing to do for it: no dependency, no parameter in its path."""
-        return not self.dependant.dependencies and not self.param_convertors
+        """Whether FastAPI has nothing to do for it: no dependency of the user, no parameter."""
+        return not (self._has_theirs or self._is_overridden or self.param_convertors)
+
+    @property
+    def _is_overridden(self) -> bool:
+        """Whether the application may have put others in the places of its guards, as tests do."""
+        provider = self.dependency_overrides_provider
+        return bool(self.guards and getattr(provider, "dependency_overrides", None))
 
     def open(self, scope: Scope, send: Send) -> Exchange:
         """Begin the exchange of a request."""
@@ -153,7 +164,8 @@ class ModelRoute(APIRoute):
             scope[ERROR_SHAPE] = self._shape
         limited = BodyLimit.of(scope, receive, self._max_body_bytes)
         try:
-            if self.dependant.dependencies and scope["method"] in (self.methods or ()):
+            is_theirs = self._has_theirs or self._is_overridden
+            if is_theirs and scope["method"] in (self.methods or ()):
                 await self._answer_behind(scope, limited, exchange.send)
             else:
                 await self._answer_directly(Request(scope, limited), exchange.send)
@@ -185,6 +197,8 @@ class ModelRoute(APIRoute):
         try:
             if self.methods and request.method not in self.methods:
                 raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.methods))})
+            for guard in self.guards:
+                await guard.let_pass(request)
             response = await self._answer(request)
         except asyncio.CancelledError as exc:
             await answer_cancelled(request, send, exc, request.scope[MODEL])

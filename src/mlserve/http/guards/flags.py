@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from mlserve.access.flags import Flags
 from mlserve.http.guards.caller import By, caller_of, require_by
+from mlserve.http.guards.own import OwnGuard
 from mlserve.http.guards.tree import calls_of_routes
 from mlserve.processes.boot import IN_REPLICA
 
@@ -52,7 +53,7 @@ def require_flag(name: str, *, by: By = "key") -> Callable[[Request], Awaitable[
     return FeatureFlag(name, by, refuses=True)
 
 
-class FeatureFlag:
+class FeatureFlag(OwnGuard):
     """
     Asks one flag of the application's `Flags`. Event loop only.
 
@@ -75,6 +76,10 @@ class FeatureFlag:
         if self._refuses and not is_on:
             raise HTTPException(404)
         return is_on
+
+    async def let_pass(self, request: Request) -> None:
+        """Let a request pass unless the flag is off and that refuses it."""
+        await self(request)
 
     def __repr__(self) -> str:
         return f"<FeatureFlag {self.name!r}>"

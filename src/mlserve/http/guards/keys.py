@@ -13,6 +13,7 @@ from mlserve.access.keys import LONGEST, SCOPES, Key, find_key, key_source
 from mlserve.errors import ConfigurationError
 from mlserve.http.exchange import EXCHANGE
 from mlserve.http.guards.caller import CALLER
+from mlserve.http.guards.own import OwnGuard
 from mlserve.processes.boot import IN_REPLICA
 
 __all__ = ["ApiKeys", "api_keys"]
@@ -54,7 +55,7 @@ def api_keys(
     return ApiKeys(source, scope)
 
 
-class ApiKeys:
+class ApiKeys(OwnGuard):
     """
     Looks for one of several keys in a request's headers. Event loop only.
 
@@ -81,6 +82,13 @@ class ApiKeys:
         header: Annotated[Any, Security(_HEADER)],
     ) -> str:
         """Give the name of the key that a request came with; the schemes are for OpenAPI."""
+        return self._name_of(request)
+
+    async def let_pass(self, request: Request) -> None:
+        """Let a request pass that has a good key."""
+        self._name_of(request)
+
+    def _name_of(self, request: Request) -> str:
         presented = _credential_of(request)
         key = find_key(self._keys(), presented) if presented is not None else None
         if key is None:

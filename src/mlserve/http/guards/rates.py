@@ -16,6 +16,7 @@ from mlserve.access.windows import Rate, Reading
 from mlserve.errors import ConfigurationError
 from mlserve.http.exchange import EXCHANGE, headers_of
 from mlserve.http.guards.caller import By, caller_of, require_by
+from mlserve.http.guards.own import OwnGuard
 from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import STORE_FAILURES
 from mlserve.registry import Registry
@@ -78,7 +79,7 @@ def rate_limit(
     )
 
 
-class RateLimit:
+class RateLimit(OwnGuard):
     """
     Asks a store for room. Event loop only.
 
@@ -123,23 +124,32 @@ class RateLimit:
 
     async def __call__(self, request: Request, response: Response) -> None:
         """Let a request pass, or refuse it."""
+        for header, value in (await self._admit(request)).items():
+            response.headers.append(header, value)
+
+    async def let_pass(self, request: Request) -> None:
+        """Let a request pass that is within the limit."""
+        await self._admit(request)
+
+    async def _admit(self, request: Request) -> dict[str, str]:
+        """Let a request pass, and give what its answer says of the limit."""
         key = f"{self._name}|{caller_of(request, self._by)}"
         is_later = self._cost == "tokens"
         cost = 0 if is_later else await self._cost_of(request)
         reading = await self._take(request, key, needs=1 if is_later else cost, cost=cost)
         if reading is None:
-            return
+            return {}
         headers = self._headers(reading)
         noted = headers_of(request.scope)  # for answers that are not FastAPI's to make
         for header, value in headers.items():
             noted.append((header.lower().encode(), value.encode()))
-            response.headers.append(header, value)
         if not reading.is_admitted:
             raise _too_much(reading.retry_after_s, headers)
         if is_later:
             exchange = request.scope.get(EXCHANGE)
             if exchange is not None:
                 exchange.afterwards.append(partial(self._charge, request.app, key))
+        return headers
 
     async def _cost_of(self, request: Request) -> int:
         if not callable(self._cost):
