@@ -97,6 +97,21 @@ def test_the_batches_of_replicas_in_processes_are_linked_to_their_requests(
         assert stage.end_time_unix_nano <= request.end_time_unix_nano
 
 
+def test_what_fastapi_exports_itself_is_exported_once(folder: Path, collector: Collector) -> None:
+    environment: dict[str, Any] = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+    }
+    with serving(folder, "traced:within", **environment) as served:
+        ask(served)
+        assert end(served) == 0
+
+    assert len(collector.named(SERVER)) == 1
+    assert len(collector.named("batch m")) == 1
+
+
 def test_a_collector_that_is_not_there_holds_nothing_up(folder: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

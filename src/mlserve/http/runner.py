@@ -4,6 +4,7 @@ import asyncio
 import logging
 import logging.config
 import math
+import os
 import signal
 import socket
 import sys
@@ -50,6 +51,7 @@ STARTUP_FAILURE = 3
 STOPPING = "Stopping: requests in flight are finished first (again = at once)."
 """What is said at the first signal."""
 
+_FASTAPI_EXPORTS = "FASTAPI_OTEL_AUTO_CONFIGURE"
 _LONGEST_DRAIN_S = 10 * 365 * 86_400.0
 
 
@@ -120,7 +122,8 @@ def serve(
         registry: The application's models; `None` if it is not one of ours.
         place: Where to listen, and beside whom, if not alone at the configured address.
     """
-    configure_export()
+    if os.environ.get(_FASTAPI_EXPORTS, "").strip().lower() != "true":  # else it would be twice
+        configure_export()
     server = _Server(config, registry, place)
     with queued_logging("mlserve", "uvicorn"):
         server.run()
