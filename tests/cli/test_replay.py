@@ -96,6 +96,15 @@ changed = ModelServer().add("score", Other)
 application = far.build()
 """
 
+SINKING = """
+from scoring import Score
+
+from mlserve import ModelServer
+from mlserve.integrations.sql import SqlSink
+
+server = ModelServer(sinks=[SqlSink("sqlite+aiosqlite:///sunk.db")]).add("score", Score)
+"""
+
 MINILM = """
 from mlserve import ModelServer
 from mlserve.huggingface import TextEmbedding
@@ -130,7 +139,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("scoring", "embedding_models"):
+    for name in ("scoring", "sinking", "embedding_models"):
         sys.modules.pop(name, None)
 
 
@@ -353,6 +362,7 @@ def test_the_page_holds_all_it_needs_and_shows_what_clients_sent_as_text(recorde
         ("near", ("--against-version", "v7"), "no model score v7, but score v1, score v2"),
         ("other", (), "no model score, but other v1"),
         ("near", ("--since", "yesterday"), "such as 30m, 24h or 7d"),
+        ("near", ("--since", "999999999999d"), "such as 30m, 24h or 7d"),
         ("application", (), "must be a ModelServer"),
         ("nothing", (), "no attribute 'nothing'"),
         ("near", ("--html", "nowhere/report.html"), "no folder"),
@@ -362,6 +372,32 @@ def test_what_cannot_be_replayed_is_said_in_words(
     recorded: str, target: str, arguments: tuple[str, ...], words: str
 ) -> None:
     assert words in replay(recorded, target, *arguments, expected=2)
+
+
+@pytest.mark.slow
+def test_nothing_is_recorded_where_the_other_version_has_sinks(recorded: str, folder: Path) -> None:
+    (folder / "sinking.py").write_text(SINKING, encoding="utf-8")
+
+    replay(recorded, "sinking:server")
+
+    assert not Path("sunk.db").exists()
+
+
+@pytest.mark.slow
+def test_a_replay_of_nothing_is_no_success(recorded: str) -> None:
+    ask(recorded, "UPDATE mlserve_records SET status = 503, code = 'queue_full'")
+
+    printed = replay(recorded, "near", "--only", "all", "--fail-above", "0", expected=2)
+
+    assert "No record could be replayed: 23 refused" in printed
+
+
+@pytest.mark.slow
+def test_several_models_have_to_be_told_apart(recorded: str) -> None:
+    ask(recorded, "UPDATE mlserve_records SET model = 'other' WHERE request_id = 'odd-1'")
+
+    assert "records of other, score" in replay(recorded, "near", expected=2)
+    assert replayed(recorded, "near", "--model", "score")["requests"] == 21
 
 
 @pytest.mark.slow

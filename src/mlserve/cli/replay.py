@@ -166,11 +166,11 @@ def _time_of(text: str) -> datetime:
     Raises:
         ConfigurationError: If it is neither.
     """
-    if ago := _AGO.fullmatch(text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
     try:
+        if ago := _AGO.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
         found = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigurationError(
             f"`--since` must be a date such as 2026-11-01 or 2026-11-01T12:00+01:00, or a time ago"
             f" such as 30m, 24h or 7d, got {text!r}."
@@ -203,6 +203,9 @@ async def _run(plan: _Plan, state: _State) -> None:
                 concurrency=plan.concurrency,
                 note=lambda: progress.update(bar, advance=1, note=_so_far(state.tally)),
             )
+        if not state.tally.outcomes:
+            reasons = "; ".join(f"{n:,} {why}" for why, n in state.tally.left_out.items() if n)
+            raise ConfigurationError(f"No record could be replayed: {reasons}.")
 
 
 async def _load(stack: AsyncExitStack, server: ModelServer, model: Model) -> None:

@@ -16,6 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _WIDTH, _HEIGHT = 720, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
 _N_TICKS = 5
+_LEAST = 1e-9  # of what a logarithmic axis shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,9 @@ def scatter(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> s
         title: What stands above.
         x_name: What stands below the horizontal axis.
         y_name: What stands beside the vertical axis.
-        series: The points, in the order of the legend; those that are not above 0 are left out.
+        series: The points, in the order of the legend; those below 1e-9 are left out.
     """
-    kept = [[(x, y) for x, y in each.points if x > 0 and y > 0] for each in series]
+    kept = [[(x, y) for x, y in each.points if min(x, y) >= _LEAST] for each in series]
     values = [value for points in kept for point in points for value in point] or [1.0]
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
@@ -144,9 +145,10 @@ def scatter(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> s
 
 
 def _powers(low: int, high: int) -> list[float]:
-    """Give the powers of ten in a range, and what is between them where they are few."""
+    """Give powers of ten in a range, and what is between them where they are few."""
     steps = (1, 2, 5) if high - low <= 2 else (1,)
-    return [step * 10.0**power for power in range(low, high) for step in steps] + [10.0**high]
+    powers = range(low, high, math.ceil((high - low) / (2 * _N_TICKS)))
+    return [step * 10.0**power for power in powers for step in steps] + [10.0**high]
 
 
 def _frame(title: str, y_name: str, y_high: float) -> list[str]:
