@@ -240,6 +240,30 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing(postgres: str) -
     assert n_rows(postgres) == 6
 
 
+def test_tries_to_open_that_fail_leave_no_thread_and_no_connection_behind(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(sink: SqlSink) -> None:
+        await delete_old(sink)
+        raise OSError("cut off")
+
+    delete_old = SqlSink._delete_old
+    monkeypatch.setattr(SqlSink, "_delete_old", fail)
+    before = set(threading.enumerate())
+
+    async def open_often() -> int:
+        sink = SqlSink(url, retention=timedelta(days=1))
+        for _ in range(5):
+            with pytest.raises(OSError, match="cut off"):
+                await sink.open()
+        n_more = len(set(threading.enumerate()) - before)
+        await sink.close()
+        return n_more
+
+    # Of the last try there may be the thread of the steps and that of a connection.
+    assert asyncio.run(open_often()) <= 2
+
+
 def test_a_wrong_password_is_said_without_it(
     postgres: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -136,6 +136,7 @@ class SqlSink:
             sqlalchemy.exc.SQLAlchemyError: If the database says no.
             OSError: If it cannot be reached.
         """
+        await self.close()  # of a try that came to its middle
         self._thread.open()
         await self._thread.call(lambda: _migrate(self._url))
         self._engine = engine = _make_engine(self._url, pool_size=1, max_overflow=0)

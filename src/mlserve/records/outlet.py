@@ -213,7 +213,8 @@ class Outlet:
                 record = record_of(ended, keep_payloads=self.options.keep_payloads)
                 records.append(self._redacted(record))
             except Exception:
-                logger.exception("record.redact.failed", extra={"sink": self.name})
+                if self._may_say("record.redact.failed"):
+                    logger.exception("record.redact.failed", extra={"sink": self.name})
         return records
 
     def _redacted(self, record: InferenceRecord) -> InferenceRecord:

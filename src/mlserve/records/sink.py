@@ -98,7 +98,7 @@ class Sink(Protocol):
         """Take in all of the records, or raise; they are then given again, `max_tries` times."""
 
     async def close(self) -> None:
-        """Let go of what `open` took; called once the last record is written or given up."""
+        """Let go of what `open` took; called at the end, also of a sink that never opened."""
 
 
 def require_sink(sink: object) -> Sink:

@@ -25,6 +25,7 @@ class OwnThread:
 
     def open(self) -> None:
         """Take calls on the event loop that runs now."""
+        self.close()
         self._worker = Worker(self._name, Mailbox(asyncio.get_running_loop()))
 
     async def call(self, function: Callable[[], ResultT]) -> ResultT:
