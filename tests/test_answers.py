@@ -514,6 +514,22 @@ def test_an_answer_that_cannot_be_written_fails_for_all_who_wait() -> None:
     assert all(isinstance(error, ModelOutputError) for error in errors)
 
 
+def test_a_request_that_cannot_be_written_is_always_computed() -> None:
+    class Kinds(ModelHandler[Any, str]):
+        n_calls = 0
+
+        def infer(self, inputs: list[Any]) -> list[str]:
+            type(self).n_calls += 1
+            return [type(value).__name__ for value in inputs]
+
+    async def scenario(model: Model) -> list[Any]:
+        thing = object()
+        return [await model.predict(thing), await model.predict(thing)]
+
+    assert play(scenario, Kinds) == ["object", "object"]
+    assert Kinds.n_calls == 2
+
+
 def test_what_is_being_answered_shows_in_its_repr() -> None:
     async def scenario(model: Model) -> str:
         await model.predict({"text": "a"})

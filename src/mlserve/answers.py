@@ -195,8 +195,6 @@ class Answers:
     async def _run(self, flight: _Flight, key: tuple[Any, ...]) -> None:
         landed = _Landed(error=DrainingError(self._spec.name))
         try:
-            if flight.job.abandoned:
-                return  # all who waited left before it began
             value = await self._model.run(flight.job)
             landed = _Landed(self._kept(value), value)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is told to all who wait

@@ -248,6 +248,15 @@ def test_a_request_cannot_be_put_without_a_place() -> None:
     assert len(queue) == 0
 
 
+def test_only_what_is_as_urgent_or_more_so_is_ahead_of_a_request() -> None:
+    tenants = [Waiting(priority=number % 3, tenant=f"tenant {number % 2}") for number in range(9)]
+    queue = queue_of(tenants)
+    queue.capacity = 10
+    queue.reserve()
+
+    assert [queue.ahead_of(priority) for priority in range(4)] == [4, 7, 10, 10]
+
+
 def test_a_queue_shows_what_waits_in_its_repr() -> None:
     queue = queue_of([Waiting(), Waiting()])
     queue.capacity = 3

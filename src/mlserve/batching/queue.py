@@ -221,9 +221,8 @@ class RequestQueue(Generic[ItemT]):
             level = self._levels[item.priority] = _Level[ItemT]()
         share = level.shares.get(item.tenant)
         if share is None:
+            # While it had nothing waiting it has saved no turns.
             share = level.shares[item.tenant] = _Share[ItemT](level.turn)
-        elif share.used < level.turn and not share.lanes:
-            share.used = level.turn  # while it had nothing waiting it has saved no turns
         share.lanes.setdefault(item.key, {})[self._sequence] = item
         self._places[id(item)] = self._sequence
         self._n_items += 1
