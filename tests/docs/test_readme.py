@@ -17,14 +17,11 @@ NOT_THERE = (
     "grpc",
     "kserve",
     "mcp",
-    "metrics",
     "open inference",
     "process placement",
-    "prometheus",
     "records",
     "shadow",
     "sink",
-    "tracing",
     "triton",
 )
 
