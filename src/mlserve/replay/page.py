@@ -104,13 +104,13 @@ def _what_differs(report: Report) -> Iterable[str]:
                     _code(outcome.request_id),
                     _code(f"{outcome.was} → {outcome.now}"),
                     ", ".join(_code(gap.pattern or "/") for gap in outcome.gaps[:3]),
-                    f"{max((gap.absolute for gap in outcome.gaps), default=0.0):.3g}",
+                    f"{max(gap.absolute for gap in outcome.gaps):.3g}" if outcome.gaps else "-",
                 )
                 for outcome in named
             ],
             n_words=3,
         )
-    if any(outcome.absolute is not None for outcome in report.outcomes):
+    if any(outcome.absolute for outcome in report.outcomes):
         yield "<h2>How far numbers are apart</h2>"
         yield _distribution(report.outcomes)
 
