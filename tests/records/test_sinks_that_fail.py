@@ -230,3 +230,40 @@ def test_a_sink_that_fails_at_the_end_is_not_waited_for() -> None:
 
     assert time.monotonic() - started < 10
     assert sink.n_calls <= 4
+
+
+def test_a_redaction_that_hangs_costs_no_answer_and_keeps_one_thread() -> None:
+    may_end, n_calls = threading.Event(), 0
+
+    def hang(record: InferenceRecord) -> InferenceRecord:
+        nonlocal n_calls
+        n_calls += 1
+        may_end.wait(30)
+        return record
+
+    sink = ListSink(redact=hang, write_timeout_s=0.05, batch_size=1)
+
+    with running(serving_doubles(sink, settings=ServerSettings(flush_s=0.05))) as client:
+        for value in range(5):
+            assert double(client, value) == 2 * value
+        until(lambda: state_of(client)["state"] == "failing")
+    may_end.set()
+
+    assert n_calls == 1
+    assert sink.records == []
+
+
+def test_a_sink_whose_close_raises_is_said_and_the_server_ends_as_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unclosable(ListSink):
+        async def close(self) -> None:
+            raise OSError("no space left on device")
+
+    sink = Unclosable()
+
+    with running(serving_doubles(sink)) as client:
+        double(client)
+
+    assert len(sink.records) == 1
+    assert "sink.close.failed" in [record.message for record in caplog.records]
