@@ -1,5 +1,6 @@
 """Words that tests send, and that no log may hold: what clients send is theirs."""
 
+import copy
 import logging
 import os
 import re
@@ -38,6 +39,7 @@ class Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.n_lines += 1
+        record = copy.copy(record)  # others find it as it was
         for formatter in self._formatters:
             record.exc_text = None  # else the first one's is taken
             try:

@@ -78,6 +78,8 @@ def forget_process(pid: int) -> None:
                     path.unlink()
             for kind in _ADDED_UP:
                 _move(directory / f"{kind}_{pid}.db", directory / f"{kind}_{_ENDED}.db")
+    except FileNotFoundError:  # the server ends, and has removed the directory
+        return
     except Exception:  # a full disk, or a file that was cut: what is served matters more
         logger.exception("metrics.forget.failed")
 
