@@ -212,3 +212,13 @@ def test_the_directory_is_made_once_and_a_given_one_is_used(
     assert kept
     assert gone
     assert exposition.shared_directory() == "/given"
+
+
+def test_a_directory_that_goes_at_the_end_of_the_server_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exposition, "_directory", lambda: tmp_path / "gone")
+
+    exposition.forget_process(1)
+
+    assert not caplog.records
