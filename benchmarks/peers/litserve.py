@@ -84,8 +84,8 @@ class Counting(ls.LitAPI):
         for i in range(n):
             yield {"i": i}
 
-    def encode_response(self, output: Iterator[dict[str, int]]) -> Iterator[str]:
-        """Frame each event."""
+    def encode_response(self, output: Iterator[dict[str, int]]) -> Any:
+        """Frame each event; a type of its own would be taken for that of a whole answer."""
         for event in output:
             yield f"data: {json.dumps(event)}\n\n"
 
