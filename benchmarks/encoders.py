@@ -58,6 +58,7 @@ class Item:
     payload: Tokens
     cost: int
     priority: int = 0
+    tenant: None = None
     key: None = None
     deadline: float = math.inf
     abandoned: bool = False

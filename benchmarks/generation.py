@@ -253,7 +253,7 @@ def main() -> int:
     os.environ["BENCHMARK_THREADS"] = f"{torch.get_num_threads()}"
     plans = {  # rounds, requests
         "tiny": (1, 48) if options.quick else (options.rounds, 12 * N_CLIENTS),
-        "smollm2": (1, 8) if options.quick else (max(options.rounds - 1, 1), 2 * N_CLIENTS),
+        "smollm2": (1, 8) if options.quick else (max(options.rounds - 1, 1), 3 * N_CLIENTS),
     }
     report: dict[str, Any] = {"machine": machine()}
     are_met = True

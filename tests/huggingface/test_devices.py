@@ -38,7 +38,7 @@ def test_a_named_dtype_is_taken_on_every_device(name: str, device_type: str) -> 
     assert resolve_dtype(name, device_type, (7, 0)) is getattr(torch, name)
 
 
-@pytest.mark.parametrize(("n_cuda", "budget"), [(0, 2_048), (1, 16_384), (8, 16_384)])
+@pytest.mark.parametrize(("n_cuda", "budget"), [(0, 512), (1, 16_384), (8, 16_384)])
 def test_the_budget_of_padded_tokens_is_larger_on_cuda(n_cuda: int, budget: int) -> None:
     batching = encoder_batching(n_cuda)
 
