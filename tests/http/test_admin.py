@@ -16,6 +16,7 @@ from mlserve import ConfigurationError, ModelHandler, ModelServer, ServerSetting
 from mlserve.testing import EchoHandler
 
 ADMIN = {"X-Admin": "yes"}
+JSON = {"Content-Type": "application/json"}
 BODY = {"text": "one"}
 PREDICT = "/models/m/predict"
 WEIGHTS = "/admin/models/m/weights"
@@ -73,6 +74,36 @@ def test_every_route_is_behind_the_dependency(
     assert server.registry.traffic("m").weights == {"v2": 1.0}
     assert server.flags.list() == {"beta": False}
     assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("path", GOOD_BODIES)
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"{}", b"[" * 100_000, b" " * (17 * 2**20)])
+def test_whatever_the_body_is_the_dependency_is_asked_first(
+    client: TestClient, path: str, body: bytes
+) -> None:
+    answer = client.put(path, content=body, headers={"X-Admin": "no"} | JSON)
+
+    error_of(answer, 403, "forbidden")
+
+
+@pytest.mark.parametrize("path", GOOD_BODIES)
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"", JSON, 400, "invalid_json"),
+        (b"{", JSON, 400, "invalid_json"),
+        (b"\xff", JSON, 400, "invalid_json"),
+        (b"[" * 100_000, JSON, 400, "invalid_json"),
+        (b'{"weights": {"v1": NaN}, "value": NaN}', JSON, 400, "invalid_json"),
+        (b" " * (17 * 2**20), JSON, 413, "body_too_large"),
+        (b"{}", {}, 415, "unsupported_media_type"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused_as_everywhere(
+    client: TestClient, path: str, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    error_of(client.put(path, content=body, headers=headers), status, code)
 
 
 def test_every_route_is_behind_the_dependencies_of_the_server_too() -> None:
@@ -297,7 +328,7 @@ def test_openapi_shows_the_routes_and_their_bodies(client: TestClient) -> None:
     assert put["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
         "TrafficBody"
     )
-    assert {"404", "409", "422"} <= put["responses"].keys()
+    assert {"400", "404", "409", "413", "415", "422"} <= put["responses"].keys()
 
 
 def test_the_routes_stand_below_the_prefix_of_an_application_of_yours() -> None:

@@ -5,18 +5,24 @@ There only with a dependency of its own. What would reach only one of several HT
 refused, since the others would go on as before.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from fastapi.params import Depends
-from pydantic import BaseModel, ConfigDict
+from fastapi.routing import get_request_handler
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from mlserve.access.flags import Flags
 from mlserve.errors import ConfigurationError, InvalidInputError, MLServeError, ModelError
+from mlserve.http.body import parse_json, read_body, require_json
 from mlserve.http.deprecation import Deprecation
 from mlserve.http.errors import documented_errors
+from mlserve.http.route import ServerRoute
 from mlserve.http.schemas import ErrorBody
 from mlserve.http.versioning import ModelRoutes
 from mlserve.model import Model
@@ -111,6 +117,45 @@ class FlagsBody(BaseModel):
     flags: dict[str, bool | str]
 
 
+class _BodyRoute(ServerRoute):
+    """
+    Reads its body once the dependencies have let a request pass; FastAPI would read it before.
+
+    Args:
+        path: The full path.
+        endpoint: Has one parameter for the body, called `body`.
+        body_timeout_s: How long the body may take to arrive, in seconds.
+        options: What FastAPI's route takes.
+    """
+
+    def __init__(
+        self, path: str, endpoint: Callable[..., Any], *, body_timeout_s: float, **options: Any
+    ) -> None:
+        self._body_timeout_s = body_timeout_s
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give FastAPI's handler, in which the body belongs to the endpoint."""
+        endpoint: Callable[..., Any] = self.endpoint
+        (field,) = self.dependant.body_params
+        kind: Any = field.field_info.annotation
+        adapter = TypeAdapter[Any](kind)
+
+        async def answer(request: Request, **values: Any) -> Any:
+            require_json(request.headers)
+            content = await read_body(request, self._body_timeout_s)
+            return await endpoint(**values, body=parse_json(adapter, content))
+
+        dependant = replace(
+            self.dependant, call=answer, body_params=[], request_param_name="request"
+        )
+        return get_request_handler(
+            dependant,
+            response_field=self.response_field,
+            dependency_overrides_provider=self.dependency_overrides_provider,
+        )
+
+
 class AdminRoutes:
     """
     The administrator's routes.
@@ -135,23 +180,26 @@ class AdminRoutes:
         Raises:
             ConfigurationError: If a path is taken.
         """
+        with_body = partial(_BodyRoute, body_timeout_s=routes.settings.body_timeout_s)
         not_found = documented_errors(ErrorBody, (404,))
+        put = documented_errors(ErrorBody, (400, 404, 408, 413, 415)) | _CONFLICT
         weights, flag = "/admin/models/{name}/weights", "/admin/flags/{name}"
         reload = "/admin/models/{name}/{version}/reload"
         for method, path, endpoint, responses in (
             ("GET", "/admin/models", self.list_models, {}),
             ("GET", weights, self.get_weights, not_found),
-            ("PUT", weights, self.put_weights, not_found | _CONFLICT),
+            ("PUT", weights, self.put_weights, put),
             ("POST", reload, self.reload, documented_errors(ErrorBody, (404, 500)) | _CONFLICT),
             ("POST", "/admin/drain", self.drain, _CONFLICT),
             ("GET", "/admin/flags", self.list_flags, {}),
             ("GET", flag, self.get_flag, not_found),
-            ("PUT", flag, self.put_flag, not_found | _CONFLICT),
+            ("PUT", flag, self.put_flag, put),
         ):
             routes.add_plain(
                 path,
                 endpoint,
                 method=method,
+                route_class=with_body if method == "PUT" else ServerRoute,
                 responses=responses,
                 dependencies=list(dependencies),
                 tags=["admin"],

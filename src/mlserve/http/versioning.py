@@ -99,7 +99,13 @@ class ModelRoutes:
         return {action: base + mount.path(action) for action in _ACTIONS if mount.can(action)}
 
     def add_plain(
-        self, path: str, endpoint: Callable[..., Any], *, method: str = "GET", **options: Any
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        method: str = "GET",
+        route_class: Any = ServerRoute,
+        **options: Any,
     ) -> None:
         """
         Add a route that belongs to no model.
@@ -112,7 +118,7 @@ class ModelRoutes:
             self._prefix + path,
             endpoint,
             methods=[method],
-            route_class_override=ServerRoute,
+            route_class_override=route_class,
             **options,
         )
 
