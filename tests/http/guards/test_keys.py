@@ -26,8 +26,8 @@ from mlserve.protocols.openai import OpenAIProtocol
 from mlserve.tasks.generation import Generation, GenerationRequest
 from mlserve.testing import EchoHandler, running
 
-KEY = "canary-key-of-a-client"
-ADMIN = "canary-key-of-an-admin"
+KEY = "canary-4711-key-of-a-client"
+ADMIN = "canary-4711-key-of-an-admin"
 ENTRIES = [f"ci={KEY}", f"ops:admin={ADMIN}"]
 PREDICT = "/v1/models/echo/predict"
 HELLO = {"text": "hello"}
