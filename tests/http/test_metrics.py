@@ -22,6 +22,7 @@ from mlserve import (
     Limits,
     ModelHandler,
     ModelServer,
+    Replicas,
     ServerSettings,
     errors,
 )
@@ -59,12 +60,17 @@ class Gated(ModelHandler[str, str]):
         SAID.inc(len(inputs))
         if "break" in inputs:
             raise RuntimeError("It broke.")
+        if "fill the memory" in inputs:
+            raise MemoryError
         if "wait" in inputs:
             self.begun.release()
             assert self.released.wait(10)
         return inputs
 
     def stream(self, item: str) -> Iterator[str]:
+        if item == "wait before":
+            self.begun.release()
+            assert self.released.wait(10)
         yield from ("a", "b", "c")
         if item == "break":
             raise RuntimeError("It broke.")
@@ -101,20 +107,21 @@ class Scene:
     def stream(self, text: str) -> httpx2.Response:
         return self.client.post(self._stream, json=text)
 
-    def hold(self) -> socket.socket:
+    def hold(self, text: str = "wait", *, streamed: bool = False) -> socket.socket:
         """Send a request and wait until it is in a hook; closing the socket leaves it."""
-        sock = self.send("wait")
+        sock = self.send(text, streamed=streamed)
         assert self.handler.begun.acquire(timeout=10)
         return sock
 
-    def send(self, text: str) -> socket.socket:
+    def send(self, text: str, *, streamed: bool = False, n_missing: int = 0) -> socket.socket:
         """Send a request and do not wait for its answer; closing the socket leaves it."""
         url = self.client.base_url
         sock = socket.create_connection((url.host, url.port or 80), timeout=10)
         self._sockets.append(sock)
-        body = json.dumps(text)
-        head = f"Host: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        sock.sendall(f"POST {self._predict} HTTP/1.1\r\n{head}\r\n{body}".encode())
+        path, body = self._stream if streamed else self._predict, json.dumps(text)
+        length = len(body) + n_missing
+        head = f"Host: test\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+        sock.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n{body}".encode())
         return sock
 
     def close(self) -> None:
@@ -127,8 +134,11 @@ class Scene:
 def scene() -> Iterator[Scene]:
     handler = Gated()
     name = f"gated-{next(_numbers)}"  # the families are the process's, the models the test's
-    server = ModelServer(settings=ServerSettings(drain_s=5)).add(
-        name, handler, limits=Limits(max_queue_size=1)
+    server = ModelServer(settings=ServerSettings(drain_s=5, body_timeout_s=0.2)).add(
+        name,
+        handler,
+        replicas=Replicas(max_streams=1),
+        limits=Limits(max_queue_size=1, max_body_bytes=1_000),
     )
     with running(server) as client:
         scene = Scene(name, handler, client)
@@ -287,6 +297,45 @@ def no_room(scene: Scene) -> None:
     scene.handler.released.set()
 
 
+def deadline_while_streaming(scene: Scene) -> None:
+    answer = scene.client.post(scene._stream, json="wait", headers={"X-Request-Timeout": "0.05"})
+    assert '"code": "deadline_exceeded"' in answer.text
+    scene.handler.released.set()
+
+
+def left_before_the_first_chunk(scene: Scene) -> None:
+    scene.hold("wait before", streamed=True).close()
+    until(lambda: scene.count(code="client_closed_request") == 1)
+    scene.handler.released.set()
+
+
+def left_while_waiting_to_stream(scene: Scene) -> None:
+    scene.hold(streamed=True)
+    waiting = scene.send("fine", streamed=True)
+    until(lambda: scene.gauges()["mlserve_queue_depth"] == 1)
+    waiting.close()
+    until(lambda: scene.count(code="client_closed_request") == 1)
+    scene.handler.released.set()
+
+
+def left_while_sending(scene: Scene) -> None:
+    scene.send("fine", n_missing=1).close()
+    until(lambda: scene.count(code="client_closed_request") == 1)
+
+
+def too_large(scene: Scene) -> None:
+    assert scene.predict("a" * 2_000).status_code == 413
+
+
+def too_slow(scene: Scene) -> None:
+    scene.send("fine", n_missing=1)
+    until(lambda: scene.count(code="request_timeout") == 1)
+
+
+def out_of_memory(scene: Scene) -> None:
+    assert scene.predict("fill the memory").status_code == 507
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
@@ -303,6 +352,13 @@ def no_room(scene: Scene) -> None:
         left_while_queued,
         left_while_streaming,
         no_room,
+        deadline_while_streaming,
+        left_before_the_first_chunk,
+        left_while_waiting_to_stream,
+        left_while_sending,
+        too_large,
+        too_slow,
+        out_of_memory,
     ],
 )
 def test_the_gauges_are_zero_again_however_a_request_has_ended(scene: Scene, end: Ending) -> None:

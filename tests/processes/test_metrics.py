@@ -3,7 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -20,6 +21,7 @@ from mlserve.testing import running
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 PREDICT = "/v1/models/counting/predict"
+STREAM = "/v1/models/counting/stream"
 LABELS = {"model": "counting", "version": "v1"}
 
 
@@ -92,6 +94,60 @@ def test_the_death_of_a_replica_loses_no_count_and_leaves_nothing_in_the_gauges(
     assert after.value(name, **LABELS) == (before.value(name, **LABELS) or 0) + 1
     assert after.value("test_replica_loaded", pid=str(pid)) is None
     assert after.value("mlserve_replicas", **LABELS) == 1
+
+
+def leave(client: httpx2.Client, path: str, order: str) -> None:
+    with suppress(httpx2.ReadTimeout):
+        client.post(path, json=order, timeout=0.3)
+
+
+def left_while_running(client: httpx2.Client, held: str) -> None:
+    leave(client, PREDICT, held)
+
+
+def left_while_queued(client: httpx2.Client, held: str) -> None:
+    leave(client, PREDICT, held)
+    leave(client, PREDICT, "")
+
+
+def deadline_while_running(client: httpx2.Client, held: str) -> None:
+    answer = client.post(PREDICT, json=held, headers={"X-Request-Timeout": "0.2"})
+    assert answer.status_code == 504
+
+
+def left_before_the_first_chunk(client: httpx2.Client, held: str) -> None:
+    leave(client, STREAM, held)
+
+
+def left_while_streaming(client: httpx2.Client, held: str) -> None:
+    with client.stream("POST", STREAM, json=f"; {held}") as answer:
+        assert answer.status_code == 200
+
+
+def deadline_while_streaming(client: httpx2.Client, held: str) -> None:
+    answer = client.post(STREAM, json=f"; {held}", headers={"X-Request-Timeout": "0.2"})
+    assert "deadline_exceeded" in answer.text
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        left_while_running,
+        left_while_queued,
+        deadline_while_running,
+        left_before_the_first_chunk,
+        left_while_streaming,
+        deadline_while_streaming,
+    ],
+)
+def test_the_gauges_are_zero_again_however_a_request_has_ended(
+    client: httpx2.Client, tmp_path: Path, end: Callable[[httpx2.Client, str], None]
+) -> None:
+    end(client, f"hold {tmp_path}/held")
+    (tmp_path / "held.go").touch()
+
+    until(lambda: gauges(scrape(client)) == [0, 0])
+    assert client.post(PREDICT, json="").status_code == 200
 
 
 def test_the_files_do_not_grow_in_number_with_the_processes_that_end(client: httpx2.Client) -> None:
