@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from tests.http.waiting import until
@@ -335,6 +337,35 @@ def test_a_driver_that_is_missing_is_named_with_its_extra(
 
     with pytest.raises(ConfigurationError, match=rf"needs {driver}.*pip install '{extra}'"):
         SqlSink(url)
+
+
+def test_whoever_reads_sqlite_holds_up_nobody_who_writes(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path)
+    write(url, [RECORD])
+
+    [mode] = ask(url, "PRAGMA journal_mode")
+    with closing(sqlite3.connect(make_url(url).database or "")) as reader:
+        reader.execute("BEGIN")
+        before = reader.execute("SELECT count(*) FROM mlserve_records").fetchone()
+        write(url, [replace(RECORD, id="a-2")])
+        during = reader.execute("SELECT count(*) FROM mlserve_records").fetchone()
+
+    assert mode["journal_mode"] == "wal"
+    assert before == during == (1,)
+    assert n_rows(url) == 2
+
+
+def test_another_writer_of_sqlite_is_waited_for(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path)
+    write(url, [RECORD])
+
+    with ThreadPoolExecutor(1) as pool, locked(url):
+        writing = pool.submit(write, url, [replace(RECORD, id="a-2")])
+        with pytest.raises(TimeoutError):
+            writing.result(0.3)
+    writing.result(15)
+
+    assert n_rows(url) == 2
 
 
 @contextmanager
