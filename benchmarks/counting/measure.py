@@ -94,9 +94,9 @@ class Waiting(NamedTuple):
     """What a request takes while it waits in the queue, in bytes."""
 
     own_bytes: float
-    """What mlserve's code has made for it, the payload included."""
+    """What the code of mlserve has made for it; its payload is made by pydantic's."""
     all_bytes: float
-    """What anybody has, the server included."""
+    """What anybody has made for it: also uvicorn, FastAPI and the payload."""
     payload_bytes: float
     """What the validated payload takes of that."""
 
