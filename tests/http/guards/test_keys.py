@@ -272,6 +272,20 @@ def test_a_model_may_ask_for_keys_of_its_own() -> None:
     error_of(refused, 403, "forbidden")
 
 
+def test_pages_for_browsers_are_open_where_only_the_models_ask_and_say_how_to_give_a_key() -> None:
+    server = ModelServer().add("echo", EchoHandler, dependencies=[Depends(api_keys(ENTRIES))])
+
+    with TestClient(server.build()) as client:
+        pages = [client.get(path) for path in ("/docs", "/playground", "/openapi.json")]
+        refused = client.post(PREDICT, json=HELLO)
+
+    assert [page.status_code for page in pages] == [200, 200, 200]
+    assert "Authorization header" in pages[1].text
+    operation = pages[2].json()["paths"][PREDICT]["post"]
+    assert operation["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    error_of(refused, 401, "unauthorized")
+
+
 def test_a_route_of_an_application_that_is_not_ours_may_ask_for_keys() -> None:
     app = FastAPI()
 
