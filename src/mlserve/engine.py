@@ -23,8 +23,9 @@ from mlserve.errors import (
     ModelFailedError,
     ModelNotReadyError,
 )
+from mlserve.execution.deadlines import Deadlines
 from mlserve.execution.worker import TaskSet
-from mlserve.job import FutureSink, Job
+from mlserve.job import FutureSink, Job, Sink
 from mlserve.lane import Lane
 from mlserve.lifecycle import UNLOAD_S, Lifecycle, ModelState
 from mlserve.observability.listeners import Listeners
@@ -63,6 +64,7 @@ class Engine:
         self.listeners = Listeners()
         """Who is told of the model's requests once they have ended."""
         self._jobs: set[Job] = set()
+        self._deadlines = Deadlines(clock, self._expire)
         self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._draining_since = -math.inf
@@ -97,6 +99,7 @@ class Engine:
         self._idle.set()
         self._reloading = asyncio.Lock()
         self._jobs.clear()
+        self._deadlines = Deadlines(self.clock, self._expire)
         if self.answers is not None:
             self.answers.clear()
         self._load_timeout_s = load_timeout_s
@@ -215,17 +218,37 @@ class Engine:
     async def run(self, job: Job) -> Any:
         """Answer one request by the model, whatever is kept; otherwise as `predict`."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lane = self._enter(job, FutureSink(future))
-        timer = self._set_timer(job, lane)
+        self.begin(job, FutureSink(future))
         try:
-            lane.predict(job)
             return await future
         finally:
-            timer.cancel()
-            self._leave(job, lane)
+            self.leave(job)
             # An error's traceback holds this frame, and would be held by it.
-            job.sink = None
             del future
+
+    def begin(self, job: Job, sink: Sink) -> None:
+        """
+        Have a request answered into a sink; whoever asks calls `leave` once it is.
+
+        Raises:
+            MLServeError: If it is not admitted; there is nothing to leave then.
+        """
+        lane = self._enter(job, sink)
+        try:
+            lane.predict(job)
+        except BaseException:
+            self.leave(job)
+            raise
+
+    def leave(self, job: Job) -> None:
+        """Forget a job that has its answer, or whose caller has left."""
+        lane, job.lane, job.sink = job.lane, None, None
+        self._deadlines.remove(job)
+        job.call.cancel()
+        lane.leave(job)
+        self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
 
     def stream(self, job: Job) -> ModelStream:
         """
@@ -236,18 +259,12 @@ class Engine:
         """
         channel: Channel[Any] = Channel(asyncio.get_running_loop())
         lane = self._enter(job, ChannelSink(channel))
-        timer = self._set_timer(job, lane)
-
-        def closed(job: Job) -> None:
-            timer.cancel()
-            self._leave(job, lane)
-
         try:
             lane.stream(job, channel)
         except BaseException:
-            closed(job)
+            self.leave(job)
             raise
-        return ModelStream(job, channel, self.spec.limits, self.clock, closed)
+        return ModelStream(job, channel, self.spec.limits, self.clock, self.leave)
 
     def abandon(self, job: Job) -> None:
         """Free the place of a job whose client has left; a running one is told."""
@@ -291,33 +308,23 @@ class Engine:
         if not is_kept:
             self._lane.require_room_for(job, is_stream=False)
 
-    def _enter(self, job: Job, sink: FutureSink | ChannelSink) -> Lane | RemoteLane:
+    def _enter(self, job: Job, sink: Sink) -> Lane | RemoteLane:
         """Admit a job, or raise why not."""
         self._require_ready()
         lane = self._lane
         lane.enter(job, is_stream=isinstance(sink, ChannelSink))
         job.sink = sink
+        job.lane = lane
         self._jobs.add(job)
+        self._deadlines.add(job)
         self._idle.clear()
         return lane
 
-    def _set_timer(self, job: Job, lane: Lane | RemoteLane) -> asyncio.TimerHandle:
+    def _expire(self, job: Job) -> None:
         """End a job at its deadline."""
-
-        def expire() -> None:
-            self._give_up(job, DeadlineExceededError(lane.stage_of(job), job.timeout_s))
-            lane.forget(job)
-
-        left_s = max(0.0, job.deadline - self.clock())
-        return asyncio.get_running_loop().call_later(left_s, expire)
-
-    def _leave(self, job: Job, lane: Lane | RemoteLane) -> None:
-        """Forget a job that has its answer, or whose caller has left."""
-        job.call.cancel()
-        lane.leave(job)
-        self._jobs.discard(job)
-        if not self._jobs:
-            self._idle.set()
+        lane = job.lane
+        self._give_up(job, DeadlineExceededError(lane.stage_of(job), job.timeout_s))
+        lane.forget(job)
 
     def _give_up(self, job: Job, error: MLServeError) -> None:
         job.call.cancel()

@@ -95,6 +95,7 @@ class Job:
         "cost",
         "enqueued_at",
         "key",
+        "lane",
         "payload",
         "priority",
         "sink",
@@ -126,6 +127,8 @@ class Job:
         self.stage = "preprocess"
         """Where it is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
         self.sink: Sink | None = None
+        self.lane: Any = None
+        """What leads it through the model, while it is in flight."""
         self.wish: Wish | None = None
         """What it wishes of the cache of its model, if that has one."""
         self.cache_use: CacheUse | None = None

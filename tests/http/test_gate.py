@@ -18,6 +18,8 @@ from tests.http.answers import error_of
 from tests.http.waiting import until
 
 from mlserve import Batching, Limits, ModelHandler, ModelServer
+from mlserve.http.connection import Connection
+from mlserve.http.direct import DirectPrediction
 from mlserve.http.gate import Gate
 from mlserve.testing import running
 
@@ -81,16 +83,17 @@ def crowded(server: ModelServer) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
-    """List what the gate has given."""
-    given: list[bytes | None] = []
-    refusal = Gate.refusal
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """List whether the gate has refused what came."""
+    given: list[bool] = []
+    enter = Gate.enter
 
-    def noted(gate: Gate, scope: Scope, headers: list[tuple[bytes, bytes]]) -> bytes | None:
-        given.append(refusal(gate, scope, headers))
-        return given[-1]
+    def noted(gate: Gate, scope: Scope, connection: Connection) -> DirectPrediction | None:
+        direct = enter(gate, scope, connection)
+        given.append(connection.cycle.response_complete)
+        return direct
 
-    monkeypatch.setattr(Gate, "refusal", noted)
+    monkeypatch.setattr(Gate, "enter", noted)
     return given
 
 
@@ -112,14 +115,14 @@ def read_answers(connection: socket.socket, n: int) -> list[bytes]:
 
 @pytest.mark.parametrize("path", [PREDICT, "/models/m/predict", "/v1/models/m/stream"])
 def test_a_refusal_is_the_same_before_the_application_and_within_it(
-    path: str, asked: list[bytes | None]
+    path: str, refusals: list[bool]
 ) -> None:
     with crowded(server_with()) as client:
         before = client.post(path, json="x", headers={"X-Request-Id": "mine"})
-    assert asked[-1] is not None
+    assert refusals[-1]
     with crowded(server_with(Middleware(PassOn))) as client:
         within = client.post(path, json="x", headers={"X-Request-Id": "mine"})
-    assert asked[-1] is None
+    assert not refusals[-1]
 
     assert error_of(before, 503, "queue_full").keys() == error_of(within, 503, "queue_full").keys()
     assert before.json()["error"]["message"] == within.json()["error"]["message"]
@@ -128,7 +131,7 @@ def test_a_refusal_is_the_same_before_the_application_and_within_it(
 
 
 def test_a_refusal_is_counted_and_logged_once(
-    caplog: pytest.LogCaptureFixture, asked: list[bytes | None]
+    caplog: pytest.LogCaptureFixture, refusals: list[bool]
 ) -> None:
     caplog.set_level(logging.INFO)
     server = server_with()
@@ -191,10 +194,10 @@ def test_who_waits_for_leave_to_send_a_body_is_refused_without_it() -> None:
     assert received.startswith(b"HTTP/1.1 503 ")
 
 
-def test_a_model_with_room_is_left_to_the_application(asked: list[bytes | None]) -> None:
+def test_a_model_with_room_refuses_nothing(refusals: list[bool]) -> None:
     Holding.may_go.set()
 
     with running(server_with(), timeout_s=15) as client:
         answer = client.post(PREDICT, json="hold")
 
-    assert (answer.status_code, asked) == (200, [None])
+    assert (answer.status_code, refusals) == (200, [False])

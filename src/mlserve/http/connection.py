@@ -7,7 +7,6 @@ the application sees it has the same error body as every other error. Runs on th
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 from weakref import ref
 
@@ -15,14 +14,14 @@ import httptools
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from mlserve.errors import DrainingError
 from mlserve.http.refusal import bad_request, refusal, require_one_meaning
 from mlserve.http.timer import Timer
-from mlserve.http.transport import GatheredTransport
 from mlserve.http.upgrade import head_without_offer, require_handshake
+from mlserve.http.wire import Enter, WireProtocol
 from mlserve.settings import ServerSettings
 
 __all__ = ["Connection", "connection_of"]
@@ -44,14 +43,13 @@ def connection_of(scope: Scope) -> "Connection | None":
     return found if isinstance(found, Connection) else None
 
 
-class Connection(HttpToolsProtocol):
+class Connection(WireProtocol):
     """
     One connection.
 
     Args:
         settings: How large a head may be and how long it may take.
-        refuse: Gives the whole answer to a request that is refused before the application sees it,
-            `None` for any other; takes its scope, and the headers that every answer has here.
+        enter: What becomes of a request.
         config: uvicorn's configuration.
         server_state: What uvicorn's connections share.
         app_state: What the lifespan gave.
@@ -61,17 +59,17 @@ class Connection(HttpToolsProtocol):
     def __init__(
         self,
         settings: ServerSettings,
-        refuse: Callable[[Scope, list[tuple[bytes, bytes]]], bytes | None],
+        enter: Enter,
         *,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(
+            enter, config=config, server_state=server_state, app_state=app_state, _loop=_loop
+        )
         self._settings = settings
-        self._refuse_early = refuse
-        self._gathered: GatheredTransport
         # Runs while the client owes us something: a head, the rest of a body, or any sign of life.
         self._arrival = Timer(self.loop)
         self._head_bytes = 0
@@ -80,9 +78,6 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._began_now = False  # whether the latest head began with what was received last
         self._is_refusing = self._is_handed_over = False
-        # The request that is being answered; `cycle` is the last one that was read.
-        self._answering: RequestResponseCycle | None = None
-        self._on_leave: Callable[[], None] | None = None
         self._is_ending = False
         self._ending = Timer(self.loop)
         # What came and is parsed once the requests before it are being answered.
@@ -91,36 +86,29 @@ class Connection(HttpToolsProtocol):
         self._closing: RequestResponseCycle | None = None
 
     @property
-    def has_whole_body(self) -> bool:
-        """Whether the request that is being answered was received to its end."""
-        return self._answering is not None and not self._answering.more_body
-
-    @property
     def _latest(self) -> RequestResponseCycle | None:
         """The request that was read last; uvicorn's type leaves out that there may be none."""
         return cast("RequestResponseCycle | None", self.cycle)
 
-    def watch(self, on_leave: Callable[[], None] | None) -> None:
-        """Have a function called once the client of the present request has left, or no longer."""
-        self._on_leave = on_leave
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: a client that sends no request in time is not waited for."""
-        self._gathered = GatheredTransport(transport, self.loop)
-        super().connection_made(self._gathered)
+        super().connection_made(transport)
         self._bound_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whoever answers this client is told."""
-        self._arrival.stop()
-        self._ending.stop()
-        self._gathered.lost()
+        self._arrival.close()
+        self._ending.close()
         super().connection_lost(exc)
-        self._leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, but few requests ahead of their answers: each takes memory."""
         self._unset_keepalive_if_required()
+        if not self._ahead and len(data) <= _PIECE_BYTES and not (self.pipeline or self._is_over):
+            self._take(data)  # nearly always: all that came is one piece
+            if self._is_in_head or self._is_idle:
+                self.flow.resume_reading()
+            return
         self._ahead += data
         while self._ahead and not (self.pipeline or self._is_over):
             is_in_body = self._latest is not None and self._latest.more_body
@@ -198,12 +186,9 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
-        if self.parser.should_upgrade():
-            return
-        self._gathered.has_unread = False
-        self._arrival.stop()
-        super().on_message_complete()
-        self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
+        if not self.parser.should_upgrade():
+            self._arrival.stop()
+            super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """Start to answer, unless the head is too large or says two things at once."""
@@ -227,9 +212,6 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Send the answer, then look at what the client has sent meanwhile."""
-        self._gathered.flush()
-        self._on_leave = None
-        self._answering = None
         super().on_response_complete()
         if self._ahead:
             self.flow.pause_reading()
@@ -264,23 +246,9 @@ class Connection(HttpToolsProtocol):
         self._gathered.reader_is_back()
         super().resume_writing()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
-        # Behind others that wait, each would be refused within the one before.
-        refusal = None
-        if not (self._is_ending or self.pipeline):
-            headers = self.server_state.default_headers
-            if not cycle.keep_alive:
-                headers = [*headers, (b"connection", b"close")]
-            refusal = self._refuse_early(cast("Scope", cycle.scope), headers)
-        if refusal is None:
-            super()._start_asgi_task(cycle, app)
-            return
-        self.transport.write(refusal)
-        cycle.response_started = cycle.response_complete = True  # what follows of it is ignored
-        if not cycle.keep_alive:
-            self.transport.close()
-        self.on_response_complete()
+    @property
+    def _is_queueing(self) -> bool:
+        return self._is_ending or super()._is_queueing
 
     @property
     def _is_over(self) -> bool:
@@ -338,7 +306,7 @@ class Connection(HttpToolsProtocol):
         """Bound the wait for what the client owes us; idle, it owes the end of what it began."""
         if self._latest is not None and self._latest.more_body:
             self._arrival.start(self._settings.body_timeout_s + _SPARE_S, self._is_late)
-        elif self._is_in_head or (self._is_idle and self.timeout_keep_alive_task is None):
+        elif self._is_in_head or (self._is_idle and not self._keep_alive.is_running):
             self._arrival.start(self._settings.head_timeout_s, self._is_late)
 
     def _is_late(self) -> None:
@@ -349,6 +317,8 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         elif self.flow.read_paused or latest.waiting_for_100_continue:  # it is we who are late
             self._bound_wait()
+        elif self._direct is not None:
+            self._direct.expire()
         else:
             self._refuse(HTTPException(408, "The request's body did not arrive in time."))
 
@@ -360,6 +330,7 @@ class Connection(HttpToolsProtocol):
         an earlier request.
         """
         self._is_refusing = True
+        self._gathered.has_unread = True  # more of it may be on its way
         self._arrival.stop()
         latest = self._latest
         if latest is None or latest.response_complete:
@@ -385,13 +356,3 @@ class Connection(HttpToolsProtocol):
     def _write_refusal(self, error: HTTPException | DrainingError) -> None:
         self.transport.write(refusal(error, self._settings.request_id_header))
         self._gathered.linger()
-
-    def _leave(self) -> None:
-        """Tell whoever answers this client that it waits no longer."""
-        latest = self._latest
-        if latest is not None and not latest.response_complete:
-            latest.disconnected = True
-            latest.message_event.set()
-        on_leave, self._on_leave = self._on_leave, None
-        if on_leave is not None:
-            on_leave()

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from mlserve.errors import MLServeError, SchemaViolationError
 from mlserve.http.exchange import EXCHANGE, request_id_of
@@ -27,6 +28,7 @@ __all__ = [
     "EXCEPTION_HANDLERS",
     "ErrorShape",
     "Failure",
+    "answer_of",
     "documented_errors",
     "error_body",
     "error_info",
@@ -138,14 +140,19 @@ def error_body(error: Exception, request_id: str, shape: ErrorShape | None = Non
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Answer an exception of a route; unknown ones are logged with their traceback."""
-    request_id = request_id_of(request.scope)
+    return answer_of(request.scope, error)
+
+
+def answer_of(scope: Scope, error: Exception) -> Response:
+    """Make the answer to a request that ended in an exception, as `handle_error` does."""
+    request_id = request_id_of(scope)
     if not isinstance(error, MLServeError | HTTPException | RequestValidationError):
         logger.error("request.handle.failed", exc_info=error, extra={"request_id": request_id})
     answer = _describe(error)
-    shape: ErrorShape | None = request.scope.get(ERROR_SHAPE)
+    shape: ErrorShape | None = scope.get(ERROR_SHAPE)
     if shape is not None:
         answer = shape(answer)
-    exchange = request.scope.get(EXCHANGE)
+    exchange = scope.get(EXCHANGE)
     if exchange is not None:
         exchange.code = answer.code
     return answer.response(request_id)

@@ -17,7 +17,6 @@ from mlserve.errors import AbandonedError
 from mlserve.job import Job, StageTimes
 from mlserve.observability.access_log import (
     InferenceLine,
-    as_ms,
     inference_line,
     log_inference,
     n_tokens,
@@ -148,14 +147,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Send on, adding the headers that every answer has."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
-            headers = list(message.get("headers", ()))
-            headers.append(self.id_header)
-            self._is_stream = _EVENT_STREAM in headers
-            self.keeps_payloads &= self._is_stream or _JSON in headers
-            headers += [header for header in self.headers if header not in headers]
-            if self.job is not None:
-                headers.append((b"server-timing", _server_timing(self.job)))
+            headers = self._begin_answer(message["status"], list(message.get("headers", ())))
             message = {**message, "headers": headers}
         elif message["type"] == "http.response.body" and (body := message.get("body")):
             self._note_body(body)
@@ -185,10 +177,26 @@ class Exchange:
             jobs = self.jobs or ((self.job,) if self.job is not None else ())
             await tell(sum(n_tokens(job.call.annotations) for job in jobs))
 
-    def close(self, status: int, code: str, bytes_out: int) -> None:
-        """Finish an exchange whose whole answer is sent by somebody else."""
-        self._status, self.code, self._bytes_out = status, code, bytes_out
-        self.finish()
+    def respond(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> list[tuple[bytes, bytes]]:
+        """Note a whole answer that somebody else sends, and give all headers that it is to have."""
+        headers = self._begin_answer(status, headers)
+        self._note_body(body)
+        return headers
+
+    def _begin_answer(
+        self, status: int, headers: list[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
+        self._status = status
+        headers.append(self.id_header)
+        self._is_stream = _EVENT_STREAM in headers
+        self.keeps_payloads &= self._is_stream or _JSON in headers
+        if self.headers:
+            headers += [header for header in self.headers if header not in headers]
+        if self.job is not None:
+            headers.append((b"server-timing", _server_timing(self.job)))
+        return headers
 
     def finish(self) -> None:
         """Tell the access log, the metrics, the listeners, and who traces it."""
@@ -257,10 +265,9 @@ def _is_last(message: Message) -> bool:
 
 def _server_timing(job: Job) -> bytes:
     times = job.times
-    stages: dict[str, Any] = {
-        "queue": times.queue_s,
-        "preprocess": times.preprocess_s,
-        "infer": times.infer_s,
-        "postprocess": times.postprocess_s,
-    }
-    return ", ".join(f"{name};dur={as_ms(value)}" for name, value in stages.items()).encode()
+    return b"queue;dur=%.3f, preprocess;dur=%.3f, infer;dur=%.3f, postprocess;dur=%.3f" % (
+        times.queue_s * 1e3,
+        times.preprocess_s * 1e3,
+        times.infer_s * 1e3,
+        times.postprocess_s * 1e3,
+    )

@@ -1,21 +1,24 @@
 """
-Refusing a request before anything is spent on it.
+What becomes of a request under `mlserve run` as soon as its head is there.
 
 What is refused inside the application takes a task of its own, and under heavy overload there are
-many times as many refusals as answers, which they hold up. So `mlserve run` asks the model for
-room as soon as the head of a request is there. Only where nobody else looks on: on the routes that
-are reached past FastAPI's stack. Everywhere else, and under other servers, the route itself
-refuses.
+many times as many refusals as answers, which they hold up. So the model is asked for room before,
+and plain predictions are answered without a task as well. Only where nobody else looks on: on the
+routes that are reached past FastAPI's stack. Everywhere else, and under other servers, the route
+itself refuses and answers.
 """
 
 from typing import Any
 
-from starlette.types import Message, Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from starlette.types import Scope
 
 from mlserve.errors import CapacityError
-from mlserve.http.errors import error_response
+from mlserve.http.connection import Connection
+from mlserve.http.direct import DirectPrediction, nowhere, prediction_of
+from mlserve.http.errors import answer_of
+from mlserve.http.exchange import EXCHANGE
 from mlserve.http.lean import ServingApp
+from mlserve.http.route import ModelRoute
 
 __all__ = ["Gate"]
 
@@ -31,31 +34,41 @@ class Gate:
     def __init__(self, app: Any) -> None:
         self._app = app if isinstance(app, ServingApp) else None
 
-    def refusal(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    def enter(self, scope: Scope, connection: Connection) -> DirectPrediction | None:
         """
-        Give the whole answer to a request that its model has no room for; it is logged then.
+        Answer a request, or begin to; a refusal is sent and logged at once.
 
         Args:
             scope: The request's scope; its body has not been read.
-            headers: What every answer of this connection has.
+            connection: Where it came from.
 
         Returns:
-            The bytes of the answer; `None` = the application should answer.
+            What goes on once the body is here; `None` = the application answers, unless the
+            connection has the answer already.
         """
         route = self._app.lean_route(scope) if self._app is not None else None
-        if route is None or route.guards:  # who may not ask is told that, and nothing else
+        if route is None:
             return None
-        try:
-            route.require_room(scope)
-        except CapacityError as exc:
-            exchange = route.open(scope, _nowhere)
-            response = error_response(exc, exchange.request_id)
-            lines = [*headers, *response.raw_headers, exchange.id_header, *exchange.headers]
-            head = b"".join(b"%s: %s\r\n" % line for line in lines)
-            exchange.close(response.status_code, exc.code, len(response.body))
-            return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)
-        return None
+        if not route.guards:  # else who may not ask is told that, and nothing else
+            try:
+                route.require_room(scope)
+            except CapacityError as exc:
+                _refuse(route, scope, connection, exc)
+                return None
+        prediction = prediction_of(route, scope, connection)
+        if prediction is not None:
+            prediction.begin()
+        return prediction
 
 
-async def _nowhere(message: Message) -> Any:
-    """Never called: the answer is written by the connection."""
+def _refuse(route: ModelRoute, scope: Scope, connection: Connection, error: CapacityError) -> None:
+    exchange = route.open(scope, nowhere)
+    response = answer_of(scope, error)
+    body = bytes(response.body)
+    connection.answer(
+        response.status_code,
+        exchange.respond(response.status_code, response.raw_headers, body),
+        body,
+    )
+    exchange.finish()
+    scope.pop(EXCHANGE, None)

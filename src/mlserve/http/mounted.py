@@ -86,6 +86,8 @@ class Entrance:
     """Called with each exchange when it begins."""
     notes: list[str] = field(default_factory=list)
     """What OpenAPI says of it."""
+    predicts: Model | None = None
+    """The model whose predictions in JSON are answered, if that is all."""
     is_deprecated: bool = False
     """Whether OpenAPI advises against it."""
 
@@ -94,6 +96,7 @@ def entrance_of(mount: Mounted, action: str, settings: ServerSettings) -> Entran
     """Give what stands behind the path of one model in one version."""
     model = mount.model
     kind = PredictEndpoint if action == "predict" else StreamEndpoint
+    is_plain = action == "predict" and not model.engine.spec.contract.upload_fields
     notes = [f"**Changes in {model.version}**: {mount.changes}"] if mount.changes else []
     return Entrance(
         name=model.name,
@@ -104,6 +107,7 @@ def entrance_of(mount: Mounted, action: str, settings: ServerSettings) -> Entran
         dependencies=mount.dependencies,
         listeners=model.engine.listeners,
         notes=notes,
+        predicts=model if is_plain else None,
     )
 
 

@@ -19,7 +19,15 @@ from mlserve.observability.tracing import traceparent_of
 from mlserve.payloads import Binary
 from mlserve.settings import ServerSettings
 
-__all__ = ["PredictEndpoint", "cache_headers", "job_of", "new_job", "require_room"]
+__all__ = [
+    "PredictEndpoint",
+    "cache_headers",
+    "forwarded",
+    "job_of",
+    "new_job",
+    "require_room",
+    "wishes_of",
+]
 
 
 class PredictEndpoint:
@@ -110,7 +118,7 @@ def job_of(
     call = Call(
         exchange.request_id,
         timeout_s=budget_s,
-        headers=_forwarded(request, settings),
+        headers=forwarded(request.headers, settings),
         clock=model.engine.clock,
     )
     call.traceparent = traceparent_of(exchange.span)
@@ -161,11 +169,23 @@ def require_room(
         RequestError: If a header is malformed.
         CapacityError: If there is no room for it.
     """
-    limits = model.engine.spec.limits
-    budget_s = _budget_s(headers, limits.stream_timeout_s if is_stream else limits.timeout_s)
-    priority = _priority(headers) if limits.priorities else 0
+    budget_s, priority = wishes_of(headers, model, is_stream=is_stream)
     model.engine.require_room(math.inf if is_stream else budget_s, priority, tenant)
     return budget_s, priority
+
+
+def wishes_of(
+    headers: Mapping[str, str], model: Model, *, is_stream: bool = False
+) -> tuple[float, int]:
+    """
+    Say how much time a request has, in seconds, and its priority.
+
+    Raises:
+        RequestError: If a header is malformed.
+    """
+    limits = model.engine.spec.limits
+    budget_s = _budget_s(headers, limits.stream_timeout_s if is_stream else limits.timeout_s)
+    return budget_s, _priority(headers) if limits.priorities else 0
 
 
 def _budget_s(headers: Mapping[str, str], longest_s: float) -> float:
@@ -191,8 +211,9 @@ def _priority(headers: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _forwarded(request: Request, settings: ServerSettings) -> Mapping[str, str]:
+def forwarded(headers: Mapping[str, str], settings: ServerSettings) -> Mapping[str, str]:
+    """Give those of a request's headers that hooks may see."""
     if not settings.forward_headers:
         return NO_HEADERS
     names = (name.lower() for name in settings.forward_headers)
-    return {name: request.headers[name] for name in names if name in request.headers}
+    return {name: headers[name] for name in names if name in headers}

@@ -24,6 +24,7 @@ from mlserve.http.errors import ERROR_SHAPE, ErrorShape, handle_error
 from mlserve.http.exchange import Exchange
 from mlserve.http.guards.own import OwnGuard
 from mlserve.http.shutdown import MODEL, answer_cancelled
+from mlserve.model import Model
 from mlserve.observability.listeners import Listeners
 from mlserve.settings import ServerSettings
 
@@ -87,6 +88,7 @@ class ModelRoute(APIRoute):
             if the model has no room for it.
         listeners: Who is told of its requests.
         opened: Called with each exchange when it begins.
+        predicts: The model whose predictions in JSON it answers, if that is all it does.
         shape: What its protocol says of errors; `None` = what mlserve says.
         options: What FastAPI's route takes.
     """
@@ -104,14 +106,16 @@ class ModelRoute(APIRoute):
         require_room: Callable[[Scope], None] = _always_room,
         listeners: Listeners | None = None,
         opened: Sequence[Opened] = (),
+        predicts: Model | None = None,
         shape: ErrorShape | None = None,
         **options: Any,
     ) -> None:
         self._answer = answer
-        self._settings = settings
+        self.settings = settings
+        self.predicts = predicts
         self._model = model
         self._version = version
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self.require_room = require_room
         self._listeners = listeners
         self._opened = opened
@@ -149,9 +153,7 @@ class ModelRoute(APIRoute):
 
     def open(self, scope: Scope, send: Send) -> Exchange:
         """Begin the exchange of a request."""
-        exchange = Exchange(
-            scope, send, self._settings, self._model, self._version, self._listeners
-        )
+        exchange = Exchange(scope, send, self.settings, self._model, self._version, self._listeners)
         for opened in self._opened:
             opened(exchange, scope)
         return exchange
@@ -162,7 +164,7 @@ class ModelRoute(APIRoute):
         scope[MODEL] = None if self._model == NO_MODEL else self._model
         if self._shape is not None:
             scope[ERROR_SHAPE] = self._shape
-        limited = BodyLimit.of(scope, receive, self._max_body_bytes)
+        limited = BodyLimit.of(scope, receive, self.max_body_bytes)
         try:
             is_theirs = self._has_theirs or self._is_overridden
             if is_theirs and scope["method"] in (self.methods or ()):

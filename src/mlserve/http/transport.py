@@ -66,6 +66,11 @@ class GatheredTransport(asyncio.Transport):
             self._loop.call_soon(self.flush)
         self._parts.append(data)
 
+    def write_now(self, data: bytes) -> None:
+        """Write at once, behind what was gathered: a whole answer waits for nothing."""
+        self.flush()
+        self._transport.write(data)
+
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         """Write several pieces."""
         for data in list_of_data:
@@ -98,7 +103,7 @@ class GatheredTransport(asyncio.Transport):
 
     def lost(self) -> None:
         """Note that the connection has ended."""
-        self._reader.stop()
+        self._reader.close()
         self._parts.clear()
         self._stop_lingering()
 

@@ -308,6 +308,7 @@ class ModelRoutes:
             require_room=entrance.require_room,
             listeners=entrance.listeners,
             opened=entrance.opened,
+            predicts=entrance.predicts,
         )
         self._app.router.add_api_route(
             full_path,

@@ -18,7 +18,7 @@ from logging.handlers import QueueHandler
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mlserve.observability.access_log import InferenceLogRecord
+from mlserve.observability.access_log import InferenceLogRecord, JsonFormatter, LineHandler
 
 __all__ = ["QueuedHandler", "StderrHandler", "queued_logging", "stderr_handler"]
 
@@ -54,11 +54,14 @@ class StderrHandler(logging.Handler):
         """Write one line, waiting for the reader; if there is none any more the line is lost."""
         self._write_all(self._line(record))
 
-    def handle_all(self, records: Iterable[logging.LogRecord]) -> None:
+    def handle_all(self, records: Iterable[logging.LogRecord | str]) -> None:
         """
         Write several lines at once: each write wakes the reader, and lets other threads run.
 
         As many as a pipe takes in one piece: other processes may write to it as well.
+
+        Args:
+            records: The records, or lines that were written already.
         """
         with self.lock or nullcontext():
             data = b""
@@ -69,13 +72,15 @@ class StderrHandler(logging.Handler):
                 data += line
             self._write_all(data)
 
-    def _wants(self, record: logging.LogRecord) -> bool:
+    def _wants(self, record: logging.LogRecord | str) -> bool:
         try:
-            return bool(self.filter(record))
+            return isinstance(record, str) or bool(self.filter(record))
         except Exception:  # noqa: BLE001 - a filter that breaks must not end the log
             return False
 
-    def _line(self, record: logging.LogRecord) -> bytes:
+    def _line(self, record: logging.LogRecord | str) -> bytes:
+        if isinstance(record, str):
+            return f"{record}\n".encode()
         try:
             line = self.format(record)
         except Exception as exc:  # noqa: BLE001 - what stands in a record may be anything
@@ -97,7 +102,7 @@ class StderrHandler(logging.Handler):
             return 0
 
 
-class QueuedHandler(QueueHandler):
+class QueuedHandler(QueueHandler, LineHandler):
     """
     Stands before a handler and gives it the records in a thread of its own.
 
@@ -111,9 +116,10 @@ class QueuedHandler(QueueHandler):
 
     def __init__(self, handler: logging.Handler, capacity: int = _CAPACITY) -> None:
         # Unlike `Queue`, a `SimpleQueue` may be used by a signal handler amid a use of it.
-        self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        self._records: SimpleQueue[logging.LogRecord | str | None] = SimpleQueue()
         super().__init__(self._records)
         self.setLevel(handler.level)
+        self._handler = handler
         self._capacity = capacity
         self._n_dropped = 0  # guarded by the handler's lock, in which records are queued
         self._listener = _Listener(self._records, handler)
@@ -132,12 +138,21 @@ class QueuedHandler(QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Queue a record if there is room."""
-        room = self._capacity // 2 if self._n_dropped else self._capacity
-        if self._records.qsize() >= room:
-            self._n_dropped += 1
-            return
-        self._say_dropped()
-        self._records.put(record)
+        if self._has_room():
+            self._records.put(record)
+
+    def line_formatter(self) -> JsonFormatter | None:
+        """Give what writes lines for the handler, where that is all that becomes of a record."""
+        handler = self._handler
+        formatter = handler.formatter if isinstance(handler, StderrHandler) else None
+        is_asked = self.filters or handler.filters or self.level > logging.INFO
+        return formatter if type(formatter) is JsonFormatter and not is_asked else None
+
+    def take_line(self, line: str) -> None:
+        """Queue a line if there is room."""
+        with self.lock or nullcontext():
+            if self._has_room():
+                self._records.put(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         """Count a record without a text as dropped; the library would write to stderr here."""
@@ -164,6 +179,14 @@ class QueuedHandler(QueueHandler):
         """
         return self._listener.wait(timeout_s)
 
+    def _has_room(self) -> bool:
+        room = self._capacity // 2 if self._n_dropped else self._capacity
+        if self._records.qsize() >= room:
+            self._n_dropped += 1
+            return False
+        self._say_dropped()
+        return True
+
     def _say_dropped(self) -> None:
         if self._n_dropped:
             facts = {
@@ -185,7 +208,9 @@ class _Listener:
     event loop each time.
     """
 
-    def __init__(self, records: "SimpleQueue[logging.LogRecord | None]", handler: Any) -> None:
+    def __init__(
+        self, records: "SimpleQueue[logging.LogRecord | str | None]", handler: Any
+    ) -> None:
         self._records = records
         self._handler = handler
         self._is_ending = threading.Event()
@@ -211,12 +236,12 @@ class _Listener:
             if ends:
                 return
 
-    def _waiting(self) -> Iterator[logging.LogRecord | None]:
+    def _waiting(self) -> Iterator[logging.LogRecord | str | None]:
         with suppress(Empty):
             while True:
                 yield self._records.get_nowait()
 
-    def _handle(self, records: list[logging.LogRecord]) -> None:
+    def _handle(self, records: list[logging.LogRecord | str]) -> None:
         if isinstance(self._handler, StderrHandler):
             self._handler.handle_all(records)
             return

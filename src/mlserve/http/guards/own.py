@@ -1,6 +1,7 @@
 """What our own guards have in common."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from starlette.requests import Request
 
@@ -14,6 +15,9 @@ class OwnGuard(ABC):
     A route that has no other ones is reached past FastAPI's stack, and calls them itself.
     """
 
+    is_quick: ClassVar[bool] = False
+    """Whether it never has to wait, so that `let_pass_at_once` will do."""
+
     @abstractmethod
     async def let_pass(self, request: Request) -> None:
         """
@@ -22,3 +26,7 @@ class OwnGuard(ABC):
         Raises:
             HTTPException: Why it may not.
         """
+
+    def let_pass_at_once(self, request: Request) -> None:
+        """Let a request pass as `let_pass` does; for those that are quick."""
+        raise NotImplementedError

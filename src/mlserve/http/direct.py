@@ -1,0 +1,183 @@
+"""
+The short way of a prediction under `mlserve run`: from the connection to the queue and back.
+
+The connection says when a request is here whole, and the model's answer comes by a call. So where
+nothing on the way has to be waited for, a request needs no task, no coroutine and no message: it
+is one object, which reads what `PredictEndpoint` reads and answers what that would. Whatever is
+unusual goes the ordinary way: other servers, uploads, bodies over 64 KiB or of unknown length,
+caches, guards that wait, middleware and dependencies of the user. Runs on the event loop.
+"""
+
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Scope
+
+from mlserve.errors import AbandonedError, BodyTimeoutError
+from mlserve.handler import NO_HEADERS, Call
+from mlserve.http.body import parse_json, require_json
+from mlserve.http.connection import Connection
+from mlserve.http.errors import answer_of
+from mlserve.http.exchange import EXCHANGE, Exchange, header_of
+from mlserve.http.predict import forwarded, require_room, wishes_of
+from mlserve.http.route import ModelRoute
+from mlserve.job import Job
+from mlserve.model import Model
+from mlserve.observability.loggers import get_logger
+from mlserve.payloads import Binary
+
+__all__ = ["DirectPrediction", "nowhere", "prediction_of"]
+
+logger = get_logger(__name__)
+
+_MAX_BODY_BYTES = 65_536  # uvicorn stops reading where more waits, until somebody takes it
+_UNUSUAL = frozenset({b"x-request-timeout", b"x-request-priority", b"content-encoding"})
+_JSON = b"application/json"
+_JSON_HEADER = (b"content-type", _JSON)
+
+
+def prediction_of(
+    route: ModelRoute, scope: Scope, connection: Connection
+) -> "DirectPrediction | None":
+    """Begin a prediction, if a request can go the short way by what its head says."""
+    model = route.predicts
+    if model is None or model.engine.answers is not None:
+        return None
+    length = header_of(scope, b"content-length")
+    if not length.isdigit() or int(length[:20]) > min(_MAX_BODY_BYTES, route.max_body_bytes):
+        return None
+    if header_of(scope, b"expect") or not all(guard.is_quick for guard in route.guards):
+        return None
+    return DirectPrediction(route, model, scope, connection)
+
+
+class DirectPrediction:
+    """
+    One request, from its head to its answer; the sink of its job.
+
+    Args:
+        route: The route that it is for.
+        model: The model that answers it.
+        scope: Its ASGI scope.
+        connection: Where it came from, and where the answer goes.
+    """
+
+    __slots__ = ("_connection", "_exchange", "_is_over", "_job", "_model", "_route", "_scope")
+
+    def __init__(
+        self, route: ModelRoute, model: Model, scope: Scope, connection: Connection
+    ) -> None:
+        self._route = route
+        self._model = model
+        self._scope = scope
+        self._connection = connection
+        self._exchange: Exchange = route.open(scope, nowhere)
+        self._job: Job | None = None
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Look at what the head says; whoever may not ask, or finds no room, is told so now."""
+        if not self._route.guards:
+            return  # for which the connection has looked for room already
+        try:
+            request = Request(self._scope)
+            for guard in self._route.guards:
+                guard.let_pass_at_once(request)
+            if self._model.engine.is_crowded:
+                tenant = self._exchange.key
+                require_room(request.headers, self._model, is_stream=False, tenant=tenant)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
+            self.fail(exc)
+
+    def take(self, body: bytes) -> None:
+        """Go on with the whole body."""
+        engine, exchange = self._model.engine, self._exchange
+        exchange.bytes_in = len(body)
+        # A turn of the loop that takes in many requests is long; the model must not stand idle.
+        engine.placement.catch_up()
+        try:
+            job = self._made(body)
+            exchange.job = self._job = job
+            engine.begin(job, self)
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.fail(exc)
+
+    def leave(self) -> None:
+        """End: the client has left."""
+        if self._job is None:
+            self.fail(AbandonedError())
+        else:
+            self._model.engine.abandon(self._job)
+
+    def expire(self) -> None:
+        """End: the body did not arrive in time."""
+        self.fail(BodyTimeoutError(self._route.settings.body_timeout_s))
+
+    def result(self, value: Any) -> None:
+        """Answer with what the model has made."""
+        if self._is_over:
+            return
+        try:
+            if isinstance(value, Binary):
+                response = Response(value.content, media_type=value.media_type)
+                headers, body = response.raw_headers, value.content
+            else:
+                body = self._model.engine.spec.contract.response.encode(value)
+                headers = [(b"content-length", b"%d" % len(body)), _JSON_HEADER]
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.fail(exc)
+        else:
+            self._answer(200, headers, body)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        if self._is_over:
+            return
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"{type(error).__name__} was raised.")
+        response = answer_of(self._scope, error)
+        self._answer(response.status_code, response.raw_headers, bytes(response.body))
+
+    def _made(self, body: bytes) -> Job:
+        """Read and validate a request and make the job of it, as `new_job` does."""
+        scope, exchange, model = self._scope, self._exchange, self._model
+        settings = self._route.settings
+        spec = model.engine.spec
+        head = dict(reversed(scope["headers"]))  # of several of a name the first one counts
+        budget_s, priority, passed_on = spec.limits.timeout_s, 0, NO_HEADERS
+        is_usual = head.get(b"content-type") == _JSON and _UNUSUAL.isdisjoint(head)
+        if not is_usual or settings.forward_headers:
+            headers = Headers(scope=scope)
+            budget_s, priority = wishes_of(headers, model)
+            require_json(headers)
+            passed_on = forwarded(headers, settings)
+        if exchange.keeps_payloads:
+            exchange.body = body
+        payload = parse_json(spec.contract.request, body)
+        clock = model.engine.clock
+        call = Call(exchange.request_id, timeout_s=budget_s, headers=passed_on, clock=clock)
+        return Job(payload, call, timeout_s=budget_s, priority=priority, tenant=exchange.key)
+
+    def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send the answer, and let go of all that belongs to the request."""
+        self._is_over = True
+        job, exchange = self._job, self._exchange
+        if job is not None and job.lane is not None:
+            self._model.engine.leave(job)
+        try:
+            headers = exchange.respond(status, headers, body)
+            self._connection.answer(status, headers, body)
+            exchange.finish()
+        except Exception:  # others of the batch wait for their answers behind this one
+            logger.exception("request.answer.failed", extra={"request_id": exchange.request_id})
+            self._connection.transport.abort()
+        self._scope.pop(EXCHANGE, None)
+
+    def __repr__(self) -> str:
+        return f"<DirectPrediction {self._exchange.request_id}>"
+
+
+async def nowhere(message: Message) -> None:
+    """Never called: the connection sends the answer in one piece."""

@@ -1,0 +1,194 @@
+"""
+The server's side of one connection: uvicorn's httptools protocol, where answering costs less.
+
+An answer that is whole leaves in one write, a request that needs no task gets none, and no timer
+of the event loop is set for each of them. What may come in is bounded in `connection`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from starlette.types import Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
+
+from mlserve.http.timer import Timer
+from mlserve.http.transport import GatheredTransport
+
+__all__ = ["Direct", "Enter", "WireProtocol"]
+
+_CLOSES = (b"connection", b"close")
+
+
+class Direct(Protocol):
+    """A request that is answered without a task."""
+
+    def take(self, body: bytes) -> None:
+        """Go on with the whole body."""
+
+    def leave(self) -> None:
+        """End: the client has left."""
+
+    def expire(self) -> None:
+        """End: the body did not arrive in time."""
+
+
+Enter = Callable[[Scope, Any], Direct | None]
+"""
+Takes a request when its head is there, and its connection; gives what goes on without a task.
+
+`None` = the application is asked, unless the connection has got the whole answer meanwhile.
+"""
+
+
+class WireProtocol(HttpToolsProtocol):
+    """
+    One connection.
+
+    Args:
+        enter: What becomes of a request.
+        config: uvicorn's configuration.
+        server_state: What uvicorn's connections share.
+        app_state: What the lifespan gave.
+        _loop: The event loop; uvicorn names it so.
+    """
+
+    def __init__(
+        self,
+        enter: Enter,
+        *,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._enter = enter
+        self._gathered: GatheredTransport
+        self._keep_alive = Timer(self.loop)
+        # The request that is being answered; `cycle` is the last one that was read.
+        self._answering: RequestResponseCycle | None = None
+        # What answers it once its body is here, if that needs no task.
+        self._direct: Direct | None = None
+        self._on_leave: Callable[[], None] | None = None
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether the request that is being answered was received to its end."""
+        return self._answering is not None and not self._answering.more_body
+
+    def watch(self, on_leave: Callable[[], None] | None) -> None:
+        """Have a function called once the client of the present request has left, or no longer."""
+        self._on_leave = on_leave
+
+    def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """
+        Send the whole answer to the present request, in one write; nothing if the client has left.
+
+        Args:
+            status: The status code.
+            headers: All headers, with lower-case names and `content-length`, but for those that
+                every answer of this server has.
+            body: The body.
+
+        Raises:
+            ValueError: If a header holds a line break; nothing is sent then.
+        """
+        cycle = self._answering
+        if cycle is None or cycle.response_started or cycle.disconnected:
+            return
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        if _CLOSES in headers:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        n_lines = len(lines)
+        head = b"".join(lines)
+        if head.count(b"\n") != n_lines or head.count(b"\r") != n_lines:
+            raise ValueError("A header of the answer holds a line break.")
+        cycle.response_started = cycle.response_complete = True  # what follows of it is ignored
+        self._gathered.write_now(b"%b\r\n%b" % (head, body))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        self._gathered = GatheredTransport(transport, self.loop)
+        super().connection_made(self._gathered)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: whoever answers this client is told."""
+        self._keep_alive.close()
+        self._gathered.lost()
+        super().connection_lost(exc)
+        self._leave()
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if self.parser.should_upgrade():
+            return
+        self._gathered.has_unread = False
+        super().on_message_complete()
+        self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
+        if self._direct is not None:
+            self._take_direct(self.cycle)
+
+    def on_response_complete(self) -> None:
+        """Send what is left of the answer, and go on with the next request or wait for it."""
+        self._gathered.flush()
+        self._on_leave = self._direct = self._answering = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._keep_alive.start(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        # Behind others that wait, each would be answered within the one before.
+        if not self._is_queueing:
+            direct = self._enter(cast("Scope", cycle.scope), self)
+            if cycle.response_complete:
+                return
+            if direct is not None:
+                self._direct, self._on_leave = direct, direct.leave
+                if not cycle.more_body:
+                    self._take_direct(cycle)
+                return
+        super()._start_asgi_task(cycle, app)
+
+    @property
+    def _is_queueing(self) -> bool:
+        """Whether more requests of this connection wait for their turn."""
+        return bool(self.pipeline)
+
+    def _take_direct(self, cycle: RequestResponseCycle) -> None:
+        direct, self._direct = self._direct, None
+        body, cycle.body = cycle.body, bytearray()
+        if direct is not None:
+            direct.take(bytes(body))
+
+    def _leave(self) -> None:
+        """Tell whoever answers this client that it waits no longer."""
+        latest = cast("RequestResponseCycle | None", self.cycle)
+        if latest is not None and not latest.response_complete:
+            latest.disconnected = True
+            latest.message_event.set()
+        on_leave, self._on_leave, self._direct = self._on_leave, None, None
+        if on_leave is not None:
+            on_leave()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._keep_alive.stop()
