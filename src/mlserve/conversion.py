@@ -20,7 +20,6 @@ from mlserve.payloads import Binary
 
 __all__ = ["OutputType", "to_plain"]
 
-_NON_FINITE_MARKS = (b"null", b"NaN", b"Infinity")
 _QUOTING_INPUT = {"union_tag_invalid": "Input tag does not match any of the expected tags"}
 _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
@@ -143,7 +142,8 @@ class OutputType:
                 f" `{self.name}`."
             ) from exc
         # pydantic writes non-finite numbers as null: only then is a closer look needed.
-        if any(mark in encoded for mark in _NON_FINITE_MARKS) and self._has_non_finite(value):
+        is_doubtful = b"null" in encoded or b"NaN" in encoded or b"Infinity" in encoded
+        if is_doubtful and self._has_non_finite(value):
             raise ModelOutputError(
                 "The handler's output holds NaN or infinity, which JSON cannot carry."
                 " Replace them in `postprocess`."

@@ -39,11 +39,12 @@ class Lane:
 
     def __init__(self, spec: ModelSpec, pool: ReplicaPool, clock: Callable[[], float]) -> None:
         self.pool = pool
-        self.queue: RequestQueue[Job] = RequestQueue(_FIRST_CAPACITY)
         metrics = batch_metrics(spec.name, spec.version)
-        self.batcher = Batcher(spec.batching, pool, self.queue, clock, metrics)
         limits = spec.limits
         max_queue_size = None if limits.max_queue_size == "auto" else limits.max_queue_size
+        first = _FIRST_CAPACITY if max_queue_size is None else max_queue_size
+        self.queue: RequestQueue[Job] = RequestQueue(first)
+        self.batcher = Batcher(spec.batching, pool, self.queue, clock, metrics)
         self._admission = Admission(
             spec.name, max_queue_size, limits.timeout_s, spec.batching.max_size
         )
@@ -108,6 +109,7 @@ class Lane:
     def figures(self) -> Figures:
         """Say what was done and is being done here."""
         batcher = self.batcher
+        self._learn()
         return Figures(
             replicas=self.pool.n_serving,
             in_flight=len(self._jobs),
@@ -139,8 +141,7 @@ class Lane:
             OverloadedError: If its turn would come too late.
         """
         admission, queue = self._admission, self.queue
-        admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
-        queue.capacity = admission.capacity
+        self._learn()
         n_waiting = queue.occupied
         n_ahead = queue.ahead_of(priority) - len(self._reserved_streams)
         n_total, shares = len(self._jobs), self._shares
@@ -154,6 +155,11 @@ class Lane:
         if error is not None:
             self._n_refused += 1
             raise error
+
+    def _learn(self) -> None:
+        """Bound the queue by what batches have cost so far."""
+        self._admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
+        self.queue.capacity = self._admission.capacity
 
     def require_room_for(self, job: Job, *, is_stream: bool) -> None:
         """Refuse a job that there is no room or no time for, as `require_room` does."""
@@ -173,7 +179,8 @@ class Lane:
             QueueFullError: If no place is free.
             OverloadedError: If its turn would come too late.
         """
-        self.require_room_for(job, is_stream=is_stream)
+        if self._shares or self.is_crowded:  # else there is room, whatever has been learned
+            self.require_room_for(job, is_stream=is_stream)
         self._n_requests += 1
         self.reserve(job, is_stream=is_stream)
 

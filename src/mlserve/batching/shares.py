@@ -30,6 +30,10 @@ class Shares:
     def __init__(self) -> None:
         self._held: dict[str | None, int] = {}
 
+    def __len__(self) -> int:
+        """How many tenants have requests in flight."""
+        return len(self._held)
+
     def enter(self, tenant: str | None) -> None:
         """Note a request that is accepted."""
         if tenant is not None:

@@ -7,7 +7,8 @@ the application sees it has the same error body as every other error. Runs on th
 """
 
 import asyncio
-from typing import Any, cast
+from itertools import chain
+from typing import Any
 from weakref import ref
 
 import httptools
@@ -88,7 +89,7 @@ class Connection(WireProtocol):
     @property
     def _latest(self) -> RequestResponseCycle | None:
         """The request that was read last; uvicorn's type leaves out that there may be none."""
-        return cast("RequestResponseCycle | None", self.cycle)
+        return self.cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: a client that sends no request in time is not waited for."""
@@ -106,8 +107,6 @@ class Connection(WireProtocol):
         self._unset_keepalive_if_required()
         if not self._ahead and len(data) <= _PIECE_BYTES and not (self.pipeline or self._is_over):
             self._take(data)  # nearly always: all that came is one piece
-            if self._is_in_head or self._is_idle:
-                self.flow.resume_reading()
             return
         self._ahead += data
         while self._ahead and not (self.pipeline or self._is_over):
@@ -131,6 +130,11 @@ class Connection(WireProtocol):
             refusal = exc.__context__
             self._refuse(refusal if isinstance(refusal, HTTPException) else bad_request())
             return
+        latest = self._latest
+        if latest is not None and not (
+            self._is_in_head or latest.more_body or latest.response_complete
+        ):
+            return  # nearly always: a whole request, which is being answered
         if self._is_in_head:
             self._bound_head(self._n_of_head(len(data)))
         elif cycle is not None and cycle is self._latest and cycle.more_body:
@@ -158,7 +162,8 @@ class Connection(WireProtocol):
         """Begin a request."""
         super().on_message_begin()
         # Weakly: what has ended is freed at once, and does not wait for the collector.
-        cast("Scope", self.scope)[_CONNECTION] = ref(self)
+        scope: Any = self.scope
+        scope[_CONNECTION] = ref(self)
         self._is_in_head = self._began_now = True
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0
@@ -168,7 +173,10 @@ class Connection(WireProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those that come after the body are not read as the request's."""
         if self._is_in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
             return
         self._head_bytes += len(name) + len(value) + _PER_HEADER_BYTES
         self._require_small_head()
@@ -182,21 +190,28 @@ class Connection(WireProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         self._body_bytes += len(body)
-        super().on_body(body)
+        if self._direct is None:
+            super().on_body(body)
+        else:  # which is small, and waits for no event
+            self.cycle.body += body
 
     def on_message_complete(self) -> None:
         """End a request."""
         if not self.parser.should_upgrade():
             self._arrival.stop()
-            super().on_message_complete()
+            self._gathered.has_unread = False
+            if self._direct is None:
+                super().on_message_complete()
+            self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
+            if self._direct is not None:
+                self._take_direct(self.cycle)
 
     def on_headers_complete(self) -> None:
         """Start to answer, unless the head is too large or says two things at once."""
         self._is_in_head = False
         self._arrival.stop()
-        self._head_bytes = len(self.url) + sum(
-            len(name) + len(value) + _PER_HEADER_BYTES for name, value in self.headers
-        )
+        n_bytes = sum(map(len, chain.from_iterable(self.headers)))
+        self._head_bytes = len(self.url) + n_bytes + _PER_HEADER_BYTES * len(self.headers)
         self._require_small_head()
         require_one_meaning(self.parser.get_http_version(), self.headers)
         if self.parser.should_upgrade():

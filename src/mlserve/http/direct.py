@@ -20,7 +20,7 @@ from mlserve.handler import NO_HEADERS, Call
 from mlserve.http.body import parse_json, require_json
 from mlserve.http.connection import Connection
 from mlserve.http.errors import answer_of
-from mlserve.http.exchange import EXCHANGE, Exchange, header_of
+from mlserve.http.exchange import EXCHANGE, Exchange
 from mlserve.http.predict import forwarded, require_room, wishes_of
 from mlserve.http.route import ModelRoute
 from mlserve.job import Job
@@ -45,12 +45,13 @@ def prediction_of(
     model = route.predicts
     if model is None or model.engine.answers is not None:
         return None
-    length = header_of(scope, b"content-length")
+    head = dict(reversed(scope["headers"]))  # of several of a name the first one counts
+    length = head.get(b"content-length", b"")
     if not length.isdigit() or int(length[:20]) > min(_MAX_BODY_BYTES, route.max_body_bytes):
         return None
-    if header_of(scope, b"expect") or not all(guard.is_quick for guard in route.guards):
+    if b"expect" in head or not (route.guards == [] or all(g.is_quick for g in route.guards)):
         return None
-    return DirectPrediction(route, model, scope, connection)
+    return DirectPrediction(route, model, scope, connection, head)
 
 
 class DirectPrediction:
@@ -62,17 +63,33 @@ class DirectPrediction:
         model: The model that answers it.
         scope: Its ASGI scope.
         connection: Where it came from, and where the answer goes.
+        head: Its headers.
     """
 
-    __slots__ = ("_connection", "_exchange", "_is_over", "_job", "_model", "_route", "_scope")
+    __slots__ = (
+        "_connection",
+        "_exchange",
+        "_head",
+        "_is_over",
+        "_job",
+        "_model",
+        "_route",
+        "_scope",
+    )
 
     def __init__(
-        self, route: ModelRoute, model: Model, scope: Scope, connection: Connection
+        self,
+        route: ModelRoute,
+        model: Model,
+        scope: Scope,
+        connection: Connection,
+        head: dict[bytes, bytes],
     ) -> None:
         self._route = route
         self._model = model
         self._scope = scope
         self._connection = connection
+        self._head = head
         self._exchange: Exchange = route.open(scope, nowhere)
         self._job: Job | None = None
         self._is_over = False

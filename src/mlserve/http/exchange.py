@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -52,11 +53,22 @@ def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
     """Give the request's id: the client's if it is sane, else a new one; stays the same."""
     request_id = scope.get(REQUEST_ID)
     if request_id is None:
-        given = header_of(scope, header.lower().encode())
-        is_sane = 0 < len(given) <= _MAX_REQUEST_ID and all(0x21 <= byte <= 0x7E for byte in given)
-        request_id = given.decode("ascii") if is_sane else f"{_process}-{next(_numbers):x}"
-        scope[REQUEST_ID] = request_id
+        request_id = scope[REQUEST_ID] = new_request_id(header_of(scope, _as_header(header)))
     return str(request_id)
+
+
+def new_request_id(given: bytes) -> str:
+    """Give the id that a client has sent if it is sane, else a new one."""
+    if given:
+        is_sane = len(given) <= _MAX_REQUEST_ID and all(0x21 <= byte <= 0x7E for byte in given)
+        if is_sane:
+            return given.decode("ascii")
+    return f"{_process}-{next(_numbers):x}"
+
+
+@lru_cache(maxsize=8)
+def _as_header(name: str) -> bytes:
+    return name.lower().encode()
 
 
 def header_of(scope: Scope, name: bytes) -> bytes:
@@ -86,6 +98,27 @@ class Exchange:
         listeners: Who is told of it once it has ended.
     """
 
+    # What most requests leave as it is stands here, once for all of them.
+    job: Job | None = None
+    """The job, once there is one."""
+    jobs: Sequence[Job] = ()
+    """All jobs, where the request is several."""
+    code: str | None = None
+    """The error's code, once there is one."""
+    on_end: Callable[[], Awaitable[None]] | None = None
+    """Ends what still runs for the answer, whether or not it was ever sent."""
+    bytes_in = 0
+    key: str | None = None
+    """The name of the API key that the request came with."""
+    body: bytes | None = None
+    """The request's body, if it is to be kept."""
+    operation: str | None = None
+    """What generative AI it is for, if its route says so."""
+    _status = 0
+    _bytes_out = 0
+    _is_stream = False
+    _last_chunk_at = 0.0
+
     def __init__(
         self,
         scope: Scope,
@@ -96,38 +129,19 @@ class Exchange:
         listeners: Listeners | None = None,
     ) -> None:
         self.request_id = request_id_of(scope, settings.request_id_header)
-        self.job: Job | None = None
-        """The job, once there is one."""
-        self.jobs: Sequence[Job] = ()
-        """All jobs, where the request is several."""
-        self.code: str | None = None
-        """The error's code, once there is one."""
-        self.on_end: Callable[[], Awaitable[None]] | None = None
-        """Ends what still runs for the answer, whether or not it was ever sent."""
         self.afterwards: list[Callable[[int], Awaitable[None]]] = []
         """Told of the tokens that hooks have noted, once the request has ended."""
-        self.bytes_in = 0
-        self.key: str | None = None
-        """The name of the API key that the request came with."""
         self.headers = headers_of(scope)
         """What its answer has besides, whatever it is."""
-        self.body: bytes | None = None
-        """The request's body, if it is to be kept."""
         self.span = current_span()
         """The request's span, if it is traced."""
         if self.span is not None and scope.get("query_string"):
             hide_query(self.span)
-        self.operation: str | None = None
-        """What generative AI it is for, if its route says so."""
         self.name_model(model, version, listeners)
         self._send = send
         self._settings = settings
         self._started = time.perf_counter()
-        self._status = 0
-        self._bytes_out = 0
         self._answer: list[bytes] = []
-        self._is_stream = False
-        self._last_chunk_at = 0.0
         scope[EXCHANGE] = self
 
     def name_model(self, model: str, version: str, listeners: Listeners | None) -> None:
@@ -142,7 +156,7 @@ class Exchange:
     @property
     def id_header(self) -> tuple[bytes, bytes]:
         """The header that carries the request id."""
-        return self._settings.request_id_header.lower().encode(), self.request_id.encode()
+        return _as_header(self._settings.request_id_header), self.request_id.encode()
 
     async def send(self, message: Message) -> None:
         """Send on, adding the headers that every answer has."""

@@ -1,5 +1,7 @@
 """What is refused before the application sees it: the checks of a head, the bytes of the answer."""
 
+from operator import itemgetter
+
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -11,6 +13,8 @@ from mlserve.observability.loggers import get_logger
 __all__ = ["bad_request", "refusal", "require_one_meaning"]
 
 logger = get_logger(__name__)
+
+_name_of = itemgetter(0)
 
 
 def bad_request() -> HTTPException:
@@ -27,15 +31,16 @@ def require_one_meaning(version: str, headers: list[tuple[bytes, bytes]]) -> Non
     """
     if version not in ("1.0", "1.1"):
         raise bad_request()
-    n_hosts = sum(name == b"host" for name, _ in headers)
+    names = list(map(_name_of, headers))
+    n_hosts = names.count(b"host")
     if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
         raise HTTPException(400, "The request must have exactly one `Host`.")
-    encodings = [value for name, value in headers if name == b"transfer-encoding"]
-    if not encodings:
+    if b"transfer-encoding" not in names:
         return
+    encodings = [value for name, value in headers if name == b"transfer-encoding"]
     if version != "1.1" or len(encodings) > 1 or encodings[0].strip().lower() != b"chunked":
         raise HTTPException(400, "`Transfer-Encoding` must be `chunked`, once.")
-    if any(name == b"content-length" for name, _ in headers):
+    if b"content-length" in names:
         raise HTTPException(400, "`Transfer-Encoding` excludes `Content-Length`.")
 
 

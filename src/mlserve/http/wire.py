@@ -7,7 +7,7 @@ of the event loop is set for each of them. What may come in is bounded in `conne
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from starlette.types import Scope
 from uvicorn.config import Config
@@ -103,19 +103,17 @@ class WireProtocol(HttpToolsProtocol):
         cycle = self._answering
         if cycle is None or cycle.response_started or cycle.disconnected:
             return
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines = [*self.server_state.default_headers, *headers]
         if _CLOSES in headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
-            lines.append(b"connection: close\r\n")
-        n_lines = len(lines)
-        head = b"".join(lines)
-        if head.count(b"\n") != n_lines or head.count(b"\r") != n_lines:
+            lines.append(_CLOSES)
+        head = b"\r\n".join(map(b": ".join, lines))
+        n_breaks = len(lines) - 1
+        if head.count(b"\n") != n_breaks or head.count(b"\r") != n_breaks:
             raise ValueError("A header of the answer holds a line break.")
         cycle.response_started = cycle.response_complete = True  # what follows of it is ignored
-        self._gathered.write_now(b"%b\r\n%b" % (head, body))
+        self._gathered.write_now(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], head, body))
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -131,16 +129,6 @@ class WireProtocol(HttpToolsProtocol):
         self._gathered.lost()
         super().connection_lost(exc)
         self._leave()
-
-    def on_message_complete(self) -> None:
-        """End a request."""
-        if self.parser.should_upgrade():
-            return
-        self._gathered.has_unread = False
-        super().on_message_complete()
-        self.cycle.more_body = False  # uvicorn leaves that out where the answer came first
-        if self._direct is not None:
-            self._take_direct(self.cycle)
 
     def on_response_complete(self) -> None:
         """Send what is left of the answer, and go on with the next request or wait for it."""
@@ -159,7 +147,8 @@ class WireProtocol(HttpToolsProtocol):
         self._answering = cycle
         # Behind others that wait, each would be answered within the one before.
         if not self._is_queueing:
-            direct = self._enter(cast("Scope", cycle.scope), self)
+            scope: Any = cycle.scope
+            direct = self._enter(scope, self)
             if cycle.response_complete:
                 return
             if direct is not None:
@@ -182,7 +171,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """Tell whoever answers this client that it waits no longer."""
-        latest = cast("RequestResponseCycle | None", self.cycle)
+        latest: RequestResponseCycle | None = self.cycle
         if latest is not None and not latest.response_complete:
             latest.disconnected = True
             latest.message_event.set()
