@@ -22,12 +22,11 @@ from mlserve.errors import DrainingError
 from mlserve.http.refusal import bad_request, refusal, require_one_meaning
 from mlserve.http.timer import Timer
 from mlserve.http.upgrade import head_without_offer, require_handshake
-from mlserve.http.wire import Enter, WireProtocol
+from mlserve.http.wire import CONNECTION, Door, WireProtocol
 from mlserve.settings import ServerSettings
 
 __all__ = ["Connection", "connection_of"]
 
-_CONNECTION = "mlserve.connection"
 _MAX_CHUNKS = 65_536
 _PIECE_BYTES = 4096
 _FRAMING_BYTES = 64
@@ -39,7 +38,7 @@ _UNFINISHED_S = 0.5  # how long a request that is here by half is waited for at 
 
 def connection_of(scope: Scope) -> "Connection | None":
     """Give the connection that a request came by; `None` under a foreign server."""
-    connection = scope.get(_CONNECTION)
+    connection = scope.get(CONNECTION)
     found = connection() if isinstance(connection, ref) else None
     return found if isinstance(found, Connection) else None
 
@@ -50,7 +49,7 @@ class Connection(WireProtocol):
 
     Args:
         settings: How large a head may be and how long it may take.
-        enter: What becomes of a request.
+        door: Says what becomes of requests.
         config: uvicorn's configuration.
         server_state: What uvicorn's connections share.
         app_state: What the lifespan gave.
@@ -60,7 +59,7 @@ class Connection(WireProtocol):
     def __init__(
         self,
         settings: ServerSettings,
-        enter: Enter,
+        door: Door,
         *,
         config: Config,
         server_state: ServerState,
@@ -68,7 +67,7 @@ class Connection(WireProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(
-            enter, config=config, server_state=server_state, app_state=app_state, _loop=_loop
+            door, config=config, server_state=server_state, app_state=app_state, _loop=_loop
         )
         self._settings = settings
         # Runs while the client owes us something: a head, the rest of a body, or any sign of life.
@@ -106,7 +105,7 @@ class Connection(WireProtocol):
         """Parse what came, but few requests ahead of their answers: each takes memory."""
         self._unset_keepalive_if_required()
         if not self._ahead and len(data) <= _PIECE_BYTES and not (self.pipeline or self._is_over):
-            self._take(data)  # nearly always: all that came is one piece
+            self._take_at_once(data)  # nearly always: all that came is one piece
             return
         self._ahead += data
         while self._ahead and not (self.pipeline or self._is_over):
@@ -120,6 +119,20 @@ class Connection(WireProtocol):
             self.flow.pause_reading()
         elif self._is_in_head or self._is_idle:
             self.flow.resume_reading()
+
+    def _take_at_once(self, data: bytes) -> None:
+        """Take a piece alone: mostly a whole request, whose head is mostly known."""
+        is_between = self._is_idle and not self._is_in_head
+        is_plain = self._reusable is not None and self.cycle is self._reusable
+        if is_between and is_plain and not self._is_ending:
+            found = self._door.find(data)
+            if found is not None and self._repeat(*found):
+                return
+        self._entered = None
+        self._take(data)
+        entered, self._entered = self._entered, None
+        if is_between and entered is not None and self.has_whole_body:
+            self._door.learn(data, entered)
 
     def _take(self, data: bytes) -> None:
         """Parse a piece, and refuse heads that are too large, too slow or no HTTP."""
@@ -163,7 +176,7 @@ class Connection(WireProtocol):
         super().on_message_begin()
         # Weakly: what has ended is freed at once, and does not wait for the collector.
         scope: Any = self.scope
-        scope[_CONNECTION] = ref(self)
+        scope[CONNECTION] = ref(self)
         self._is_in_head = self._began_now = True
         self._head_bytes = 0
         self._n_chunks = self._framing_bytes = 0

@@ -49,7 +49,7 @@ def prediction_of(
     length = head.get(b"content-length", b"")
     if not length.isdigit() or int(length[:20]) > min(_MAX_BODY_BYTES, route.max_body_bytes):
         return None
-    if b"expect" in head or not (route.guards == [] or all(g.is_quick for g in route.guards)):
+    if b"expect" in head or (route.guards and not all(g.is_quick for g in route.guards)):
         return None
     return DirectPrediction(route, model, scope, connection, head)
 
@@ -63,18 +63,19 @@ class DirectPrediction:
         model: The model that answers it.
         scope: Its ASGI scope.
         connection: Where it came from, and where the answer goes.
-        head: Its headers.
+        headers: Its headers; of several of a name the first one.
     """
 
     __slots__ = (
         "_connection",
         "_exchange",
-        "_head",
         "_is_over",
         "_job",
         "_model",
-        "_route",
-        "_scope",
+        "_wishes",
+        "headers",
+        "route",
+        "scope",
     )
 
     def __init__(
@@ -83,28 +84,35 @@ class DirectPrediction:
         model: Model,
         scope: Scope,
         connection: Connection,
-        head: dict[bytes, bytes],
+        headers: dict[bytes, bytes],
     ) -> None:
-        self._route = route
+        self.route = route
         self._model = model
-        self._scope = scope
+        self.scope = scope
         self._connection = connection
-        self._head = head
+        self.headers = headers
         self._exchange: Exchange = route.open(scope, nowhere)
+        self._wishes = (model.engine.spec.limits.timeout_s, 0)
         self._job: Job | None = None
         self._is_over = False
 
     def begin(self) -> None:
-        """Look at what the head says; whoever may not ask, or finds no room, is told so now."""
-        if not self._route.guards:
+        """Look at what the head says; what may not be, or finds no room, is refused now."""
+        kind = self.headers.get(b"content-type")
+        is_usual = kind == _JSON and _UNUSUAL.isdisjoint(self.headers)
+        guards = self.route.guards
+        if is_usual and not guards:
             return  # for which the connection has looked for room already
         try:
-            request = Request(self._scope)
-            for guard in self._route.guards:
+            request = Request(self.scope)
+            for guard in guards:
                 guard.let_pass_at_once(request)
-            if self._model.engine.is_crowded:
+            if guards and self._model.engine.is_crowded:
                 tenant = self._exchange.key
                 require_room(request.headers, self._model, is_stream=False, tenant=tenant)
+            if not is_usual:
+                self._wishes = wishes_of(request.headers, self._model)
+                require_json(request.headers)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             self.fail(exc)
 
@@ -130,7 +138,7 @@ class DirectPrediction:
 
     def expire(self) -> None:
         """End: the body did not arrive in time."""
-        self.fail(BodyTimeoutError(self._route.settings.body_timeout_s))
+        self.fail(BodyTimeoutError(self.route.settings.body_timeout_s))
 
     def result(self, value: Any) -> None:
         """Answer with what the model has made."""
@@ -154,22 +162,17 @@ class DirectPrediction:
             return
         if not isinstance(error, Exception):
             error = RuntimeError(f"{type(error).__name__} was raised.")
-        response = answer_of(self._scope, error)
+        response = answer_of(self.scope, error)
         self._answer(response.status_code, response.raw_headers, bytes(response.body))
 
     def _made(self, body: bytes) -> Job:
         """Read and validate a request and make the job of it, as `new_job` does."""
-        scope, exchange, model = self._scope, self._exchange, self._model
-        settings = self._route.settings
+        exchange, model = self._exchange, self._model
+        settings = self.route.settings
         spec = model.engine.spec
-        head = dict(reversed(scope["headers"]))  # of several of a name the first one counts
-        budget_s, priority, passed_on = spec.limits.timeout_s, 0, NO_HEADERS
-        is_usual = head.get(b"content-type") == _JSON and _UNUSUAL.isdisjoint(head)
-        if not is_usual or settings.forward_headers:
-            headers = Headers(scope=scope)
-            budget_s, priority = wishes_of(headers, model)
-            require_json(headers)
-            passed_on = forwarded(headers, settings)
+        (budget_s, priority), passed_on = self._wishes, NO_HEADERS
+        if settings.forward_headers:
+            passed_on = forwarded(Headers(scope=self.scope), settings)
         if exchange.keeps_payloads:
             exchange.body = body
         payload = parse_json(spec.contract.request, body)
@@ -186,11 +189,14 @@ class DirectPrediction:
         try:
             headers = exchange.respond(status, headers, body)
             self._connection.answer(status, headers, body)
-            exchange.finish()
         except Exception:  # others of the batch wait for their answers behind this one
             logger.exception("request.answer.failed", extra={"request_id": exchange.request_id})
             self._connection.transport.abort()
-        self._scope.pop(EXCHANGE, None)
+        try:
+            exchange.finish()
+        except Exception:  # as above, and the answer is sent
+            logger.exception("request.end.failed", extra={"request_id": exchange.request_id})
+        self.scope.pop(EXCHANGE, None)
 
     def __repr__(self) -> str:
         return f"<DirectPrediction {self._exchange.request_id}>"

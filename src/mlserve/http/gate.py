@@ -17,6 +17,7 @@ from mlserve.http.connection import Connection
 from mlserve.http.direct import DirectPrediction, nowhere, prediction_of
 from mlserve.http.errors import answer_of
 from mlserve.http.exchange import EXCHANGE
+from mlserve.http.heads import KnownHead, KnownHeads
 from mlserve.http.lean import ServingApp
 from mlserve.http.route import ModelRoute
 
@@ -33,6 +34,9 @@ class Gate:
 
     def __init__(self, app: Any) -> None:
         self._app = app if isinstance(app, ServingApp) else None
+        self._heads = KnownHeads()
+        self.find = self._heads.find
+        """Looks whether a whole request has a head that came before."""
 
     def enter(self, scope: Scope, connection: Connection) -> DirectPrediction | None:
         """
@@ -47,28 +51,39 @@ class Gate:
             connection has the answer already.
         """
         route = self._app.lean_route(scope) if self._app is not None else None
-        if route is None:
+        # Where there are guards, who may not ask is told that, and nothing else.
+        if route is None or (not route.guards and _is_refused(route, scope, connection)):
             return None
-        if not route.guards:  # else who may not ask is told that, and nothing else
-            try:
-                route.require_room(scope)
-            except CapacityError as exc:
-                _refuse(route, scope, connection, exc)
-                return None
         prediction = prediction_of(route, scope, connection)
         if prediction is not None:
             prediction.begin()
         return prediction
 
+    def repeat(
+        self, known: KnownHead, scope: Scope, connection: Connection
+    ) -> DirectPrediction | None:
+        """Begin to answer a request whose head came before, as `enter` does."""
+        model = known.route.predicts
+        if model is None or _is_refused(known.route, scope, connection):
+            return None
+        return DirectPrediction(known.route, model, scope, connection, known.headers)
 
-def _refuse(route: ModelRoute, scope: Scope, connection: Connection, error: CapacityError) -> None:
-    exchange = route.open(scope, nowhere)
-    response = answer_of(scope, error)
-    body = bytes(response.body)
-    connection.answer(
-        response.status_code,
-        exchange.respond(response.status_code, response.raw_headers, body),
-        body,
-    )
-    exchange.finish()
-    scope.pop(EXCHANGE, None)
+    def learn(self, data: bytes, direct: DirectPrediction) -> None:
+        """Note the head of a request that goes the short way, and came in one piece."""
+        self._heads.learn(data, direct.route, direct.scope, direct.headers)
+
+
+def _is_refused(route: ModelRoute, scope: Scope, connection: Connection) -> bool:
+    """Refuse a request that its model has no room for."""
+    try:
+        route.require_room(scope)
+    except CapacityError as exc:
+        exchange = route.open(scope, nowhere)
+        response = answer_of(scope, exc)
+        body = bytes(response.body)
+        headers = exchange.respond(response.status_code, response.raw_headers, body)
+        connection.answer(response.status_code, headers, body)
+        exchange.finish()
+        scope.pop(EXCHANGE, None)
+        return True
+    return False

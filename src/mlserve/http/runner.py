@@ -142,7 +142,7 @@ def make_config(app: Any, registry: Registry | None, **options: Any) -> uvicorn.
     """
     settings = registry.settings if registry is not None else ServerSettings()
     config: dict[str, Any] = {
-        "http": partial(Connection, settings, Gate(app).enter),
+        "http": partial(Connection, settings, Gate(app)),
         "log_config": None,
         "access_log": False,
         "server_header": False,

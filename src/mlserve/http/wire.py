@@ -8,6 +8,7 @@ of the event loop is set for each of them. What may come in is bounded in `conne
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import ref
 
 from starlette.types import Scope
 from uvicorn.config import Config
@@ -21,7 +22,10 @@ from uvicorn.server import ServerState
 from mlserve.http.timer import Timer
 from mlserve.http.transport import GatheredTransport
 
-__all__ = ["Direct", "Enter", "WireProtocol"]
+__all__ = ["CONNECTION", "Direct", "Door", "WireProtocol"]
+
+CONNECTION = "mlserve.connection"
+"""Where a scope holds a weak reference to the connection that it came by."""
 
 _CLOSES = (b"connection", b"close")
 
@@ -39,12 +43,33 @@ class Direct(Protocol):
         """End: the body did not arrive in time."""
 
 
-Enter = Callable[[Scope, Any], Direct | None]
-"""
-Takes a request when its head is there, and its connection; gives what goes on without a task.
+class Known(Protocol):
+    """What was found in a head that came before."""
 
-`None` = the application is asked, unless the connection has got the whole answer meanwhile.
-"""
+    @property
+    def scope(self) -> dict[str, Any]:
+        """The scope, without what belongs to one request."""
+
+
+class Door(Protocol):
+    """
+    Says what becomes of requests.
+
+    What it gives for a request goes on without a task; `None` = the application is asked, unless
+    the connection has got the whole answer meanwhile.
+    """
+
+    def enter(self, scope: Scope, connection: Any) -> Direct | None:
+        """Take a request when its head is there."""
+
+    def find(self, data: bytes) -> tuple[Known, bytes] | None:
+        """Look whether a whole request has a head that came before; give that, and its body."""
+
+    def repeat(self, known: Any, scope: Scope, connection: Any) -> Direct | None:
+        """Take a request whose head came before."""
+
+    def learn(self, data: bytes, direct: Any) -> None:
+        """Note the head of a request that goes on without a task, and came in one piece."""
 
 
 class WireProtocol(HttpToolsProtocol):
@@ -52,7 +77,7 @@ class WireProtocol(HttpToolsProtocol):
     One connection.
 
     Args:
-        enter: What becomes of a request.
+        door: Says what becomes of requests.
         config: uvicorn's configuration.
         server_state: What uvicorn's connections share.
         app_state: What the lifespan gave.
@@ -61,7 +86,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def __init__(
         self,
-        enter: Enter,
+        door: Door,
         *,
         config: Config,
         server_state: ServerState,
@@ -69,13 +94,17 @@ class WireProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._enter = enter
+        self._door = door
         self._gathered: GatheredTransport
         self._keep_alive = Timer(self.loop)
         # The request that is being answered; `cycle` is the last one that was read.
         self._answering: RequestResponseCycle | None = None
         # What answers it once its body is here, if that needs no task.
         self._direct: Direct | None = None
+        # The same, until it is learnt how its head looks.
+        self._entered: Direct | None = None
+        # The request that was read last if it had no task, which would hold it.
+        self._reusable: RequestResponseCycle | None = None
         self._on_leave: Callable[[], None] | None = None
 
     @property
@@ -148,11 +177,13 @@ class WireProtocol(HttpToolsProtocol):
         # Behind others that wait, each would be answered within the one before.
         if not self._is_queueing:
             scope: Any = cycle.scope
-            direct = self._enter(scope, self)
+            direct = self._door.enter(scope, self)
             if cycle.response_complete:
                 return
             if direct is not None:
-                self._direct, self._on_leave = direct, direct.leave
+                self._direct = self._entered = direct
+                self._on_leave = direct.leave
+                self._reusable = cycle
                 if not cycle.more_body:
                     self._take_direct(cycle)
                 return
@@ -162,6 +193,27 @@ class WireProtocol(HttpToolsProtocol):
     def _is_queueing(self) -> bool:
         """Whether more requests of this connection wait for their turn."""
         return bool(self.pipeline)
+
+    def _repeat(self, known: Known, body: bytes) -> bool:
+        """
+        Answer a request whose head came before, in place of the one before it.
+
+        Returns:
+            Whether it is; else it has to be parsed.
+        """
+        cycle = self._answering = self.cycle
+        scope: Any = {**known.scope, "client": self.client, CONNECTION: ref(self)}
+        cycle.scope = scope
+        cycle.response_started = cycle.response_complete = False
+        direct = self._door.repeat(known, scope, self)
+        if direct is not None:
+            self._on_leave = direct.leave
+            direct.take(body)
+        elif not cycle.response_complete:
+            cycle.response_started = cycle.response_complete = True
+            self._answering = None
+            return False
+        return True
 
     def _take_direct(self, cycle: RequestResponseCycle) -> None:
         direct, self._direct = self._direct, None

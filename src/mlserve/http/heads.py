@@ -1,0 +1,109 @@
+"""
+Heads of requests that were parsed before.
+
+A client that keeps its connection sends the same head again and again, to the byte, and what was
+found in it then, by the parser and by the checks of a head, holds for the next one too. Only heads
+of plain predictions are kept, and none with anything in it that belongs to one caller or request:
+no credentials, no ids, no cookies. Shared by all connections of a process; event loop only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Scope
+
+from mlserve.http.route import ModelRoute
+
+__all__ = ["KnownHead", "KnownHeads"]
+
+_LONGEST_BYTES = 1024
+_COMMON = frozenset(
+    {
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"host",
+        b"user-agent",
+    }
+)
+_OF_UVICORN = (
+    "asgi",
+    "client",
+    "headers",
+    "http_version",
+    "method",
+    "path",
+    "query_string",
+    "raw_path",
+    "root_path",
+    "scheme",
+    "server",
+    "state",
+    "type",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHead:
+    """What was found in a head."""
+
+    route: ModelRoute
+    """The route, which answers it without a task."""
+    scope: dict[str, Any]
+    """The scope, as the server has made it."""
+    headers: dict[bytes, bytes]
+    """Its headers; of several of a name the first one."""
+    n_body: int
+    """How many bytes its body has."""
+
+
+class KnownHeads:
+    """
+    The heads that were seen last.
+
+    Args:
+        most: How many are kept.
+    """
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._heads: dict[bytes, KnownHead] = {}
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def find(self, data: bytes) -> tuple[KnownHead, bytes] | None:
+        """Give what is known of a request that came in one piece, and its body."""
+        end = data.find(b"\r\n\r\n") + 4
+        known = self._heads.get(data[:end])
+        if known is None or len(data) != end + known.n_body:
+            return None
+        return known, data[end:]
+
+    def learn(
+        self, data: bytes, route: ModelRoute, scope: Scope, headers: dict[bytes, bytes]
+    ) -> None:
+        """
+        Keep the head of a request that goes the short way.
+
+        Args:
+            data: The request, from its first byte on.
+            route: Its route.
+            scope: Its scope.
+            headers: Its headers.
+        """
+        end = data.find(b"\r\n\r\n") + 4
+        is_plain = headers.get(b"content-type") == b"application/json" and not route.guards
+        if not (4 < end <= _LONGEST_BYTES and is_plain and headers.keys() <= _COMMON):
+            return
+        if len(self._heads) >= self._most:
+            del self._heads[next(iter(self._heads))]
+        kept = {name: scope[name] for name in _OF_UVICORN}
+        n_body = int(headers[b"content-length"])
+        self._heads[data[:end]] = KnownHead(route, kept, headers, n_body)
+
+    def __repr__(self) -> str:
+        return f"<KnownHeads {len(self)} of {self._most}>"
