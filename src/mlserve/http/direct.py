@@ -49,7 +49,7 @@ def prediction_of(
     length = head.get(b"content-length", b"")
     if not length.isdigit() or int(length[:20]) > min(_MAX_BODY_BYTES, route.max_body_bytes):
         return None
-    if b"expect" in head or not (route.guards == [] or all(g.is_quick for g in route.guards)):
+    if b"expect" in head or (route.guards and not all(g.is_quick for g in route.guards)):
         return None
     return DirectPrediction(route, model, scope, connection, head)
 
@@ -63,19 +63,19 @@ class DirectPrediction:
         model: The model that answers it.
         scope: Its ASGI scope.
         connection: Where it came from, and where the answer goes.
-        head: Its headers.
+        headers: Its headers; of several of a name the first one.
     """
 
     __slots__ = (
         "_connection",
         "_exchange",
-        "_head",
         "_is_over",
         "_job",
         "_model",
-        "_route",
-        "_scope",
         "_wishes",
+        "headers",
+        "route",
+        "scope",
     )
 
     def __init__(
@@ -84,13 +84,13 @@ class DirectPrediction:
         model: Model,
         scope: Scope,
         connection: Connection,
-        head: dict[bytes, bytes],
+        headers: dict[bytes, bytes],
     ) -> None:
-        self._route = route
+        self.route = route
         self._model = model
-        self._scope = scope
+        self.scope = scope
         self._connection = connection
-        self._head = head
+        self.headers = headers
         self._exchange: Exchange = route.open(scope, nowhere)
         self._wishes = (model.engine.spec.limits.timeout_s, 0)
         self._job: Job | None = None
@@ -98,13 +98,13 @@ class DirectPrediction:
 
     def begin(self) -> None:
         """Look at what the head says; what may not be, or finds no room, is refused now."""
-        kind = self._head.get(b"content-type")
-        is_usual = kind == _JSON and _UNUSUAL.isdisjoint(self._head)
-        guards = self._route.guards
+        kind = self.headers.get(b"content-type")
+        is_usual = kind == _JSON and _UNUSUAL.isdisjoint(self.headers)
+        guards = self.route.guards
         if is_usual and not guards:
             return  # for which the connection has looked for room already
         try:
-            request = Request(self._scope)
+            request = Request(self.scope)
             for guard in guards:
                 guard.let_pass_at_once(request)
             if guards and self._model.engine.is_crowded:
@@ -138,7 +138,7 @@ class DirectPrediction:
 
     def expire(self) -> None:
         """End: the body did not arrive in time."""
-        self.fail(BodyTimeoutError(self._route.settings.body_timeout_s))
+        self.fail(BodyTimeoutError(self.route.settings.body_timeout_s))
 
     def result(self, value: Any) -> None:
         """Answer with what the model has made."""
@@ -162,17 +162,17 @@ class DirectPrediction:
             return
         if not isinstance(error, Exception):
             error = RuntimeError(f"{type(error).__name__} was raised.")
-        response = answer_of(self._scope, error)
+        response = answer_of(self.scope, error)
         self._answer(response.status_code, response.raw_headers, bytes(response.body))
 
     def _made(self, body: bytes) -> Job:
         """Read and validate a request and make the job of it, as `new_job` does."""
         exchange, model = self._exchange, self._model
-        settings = self._route.settings
+        settings = self.route.settings
         spec = model.engine.spec
         (budget_s, priority), passed_on = self._wishes, NO_HEADERS
         if settings.forward_headers:
-            passed_on = forwarded(Headers(scope=self._scope), settings)
+            passed_on = forwarded(Headers(scope=self.scope), settings)
         if exchange.keeps_payloads:
             exchange.body = body
         payload = parse_json(spec.contract.request, body)
@@ -196,7 +196,7 @@ class DirectPrediction:
             exchange.finish()
         except Exception:  # as above, and the answer is sent
             logger.exception("request.end.failed", extra={"request_id": exchange.request_id})
-        self._scope.pop(EXCHANGE, None)
+        self.scope.pop(EXCHANGE, None)
 
     def __repr__(self) -> str:
         return f"<DirectPrediction {self._exchange.request_id}>"
