@@ -12,7 +12,6 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from mlserve.errors import AbandonedError, BodyTimeoutError
@@ -21,7 +20,7 @@ from mlserve.http.body import parse_json, require_json
 from mlserve.http.connection import Connection
 from mlserve.http.errors import answer_of
 from mlserve.http.exchange import EXCHANGE, Exchange
-from mlserve.http.predict import forwarded, require_room, wishes_of
+from mlserve.http.predict import binary_response, forwarded, require_room, wishes_of
 from mlserve.http.route import ModelRoute
 from mlserve.job import Job
 from mlserve.model import Model
@@ -146,7 +145,7 @@ class DirectPrediction:
             return
         try:
             if isinstance(value, Binary):
-                response = Response(value.content, media_type=value.media_type)
+                response = binary_response(value)
                 headers, body = response.raw_headers, value.content
             else:
                 body = self._model.engine.spec.contract.response.encode(value)

@@ -1,6 +1,7 @@
 """`POST …/predict`: JSON or files in, JSON or bytes out."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlserve.cache import wish_of
-from mlserve.errors import InvalidInputError, InvalidTimeoutError
+from mlserve.errors import InvalidInputError, InvalidTimeoutError, ModelOutputError
 from mlserve.handler import NO_HEADERS, Call
 from mlserve.http.body import parse_json, parse_query, read_body, read_upload, require_json
 from mlserve.http.disconnect import DisconnectWatch
@@ -21,6 +22,7 @@ from mlserve.settings import ServerSettings
 
 __all__ = [
     "PredictEndpoint",
+    "binary_response",
     "cache_headers",
     "forwarded",
     "job_of",
@@ -28,6 +30,8 @@ __all__ = [
     "require_room",
     "wishes_of",
 ]
+
+_IN_NO_HEADER = re.compile("[^\t -~\x80-\xff]")
 
 
 class PredictEndpoint:
@@ -54,8 +58,23 @@ class PredictEndpoint:
                 return Response(kept.body, media_type=kept.media_type)
             value = await engine.predict(job)
         if isinstance(value, Binary):
-            return Response(value.content, media_type=value.media_type)
+            return binary_response(value)
         return Response(engine.spec.contract.response.encode(value), media_type="application/json")
+
+
+def binary_response(value: Binary) -> Response:
+    """
+    Send what a handler gives instead of JSON.
+
+    Raises:
+        ModelOutputError: If its media type cannot stand in a header.
+    """
+    if _IN_NO_HEADER.search(value.media_type):
+        raise ModelOutputError(
+            "The handler's output has a media type with characters that no header may hold."
+            " Return a `Binary` with one such as `image/png`."
+        )
+    return Response(value.content, media_type=value.media_type)
 
 
 async def new_job(
