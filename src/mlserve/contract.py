@@ -69,6 +69,11 @@ class Contract:
         return issubclass(self.handler_class, SteppedHandler)
 
     @property
+    def prepares_nothing(self) -> bool:
+        """Whether there is no hook before the queue."""
+        return not any(self.hooks[name].overridden for name in ("preprocess", "cost", "batch_key"))
+
+    @property
     def can_infer(self) -> bool:
         """Whether the handler answers a request as a whole."""
         return self.is_stepped or self.hooks["infer"].overridden

@@ -223,8 +223,7 @@ class Engine:
             return await future
         finally:
             self.leave(job)
-            # An error's traceback holds this frame, and would be held by it.
-            del future
+            del future  # an error's traceback holds this frame, and would be held by it
 
     def begin(self, job: Job, sink: Sink) -> None:
         """

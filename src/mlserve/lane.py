@@ -49,6 +49,8 @@ class Lane:
             spec.name, max_queue_size, limits.timeout_s, spec.batching.max_size
         )
         self._spec = spec
+        self._is_stepped = spec.contract.is_stepped
+        self._prepares_nothing = spec.contract.prepares_nothing
         self._clock = clock
         # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
         self._reserved: set[Job] = set()
@@ -164,7 +166,7 @@ class Lane:
     def require_room_for(self, job: Job, *, is_stream: bool) -> None:
         """Refuse a job that there is no room or no time for, as `require_room` does."""
         # How long streams take is not known, so that they are refused by number only.
-        is_stream = is_stream or self._spec.contract.is_stepped
+        is_stream = is_stream or self._is_stepped
         left_s = math.inf if is_stream else job.call.remaining_s
         budget_s = math.inf if is_stream else job.timeout_s
         self.require_room(
@@ -188,7 +190,7 @@ class Lane:
         """Give a place to a job that was admitted elsewhere."""
         self.queue.reserve()
         self._reserved.add(job)
-        if is_stream or self._spec.contract.is_stepped:
+        if is_stream or self._is_stepped:
             self._reserved_streams.add(job)
         self._jobs.add(job)
         self._shares.enter(job.tenant)
@@ -196,8 +198,10 @@ class Lane:
 
     def predict(self, job: Job) -> None:
         """Preprocess and queue a job that has a place; its sink gets the answer."""
-        if self._spec.contract.is_stepped:
+        if self._is_stepped:
             self._run_alone(job, None)
+        elif self._prepares_nothing:
+            self._queue_prepared(job, None)
         else:
             self.pool.prepare(job, self._queue_prepared)
 
@@ -229,7 +233,8 @@ class Lane:
 
     def leave(self, job: Job) -> None:
         """Forget a job that has its answer, or whose caller has left."""
-        self.forget(job)
+        if job.stage != "postprocess":  # else it left its place long ago
+            self.forget(job)
         if job in self._jobs:
             self._jobs.remove(job)
             self._shares.leave(job.tenant)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlserve import ModelHandler, ModelServer
+from mlserve import ModelHandler, ModelServer, ServerSettings
 from mlserve.http.heads import KnownHeads
 from mlserve.http.route import ModelRoute
 from mlserve.testing import running
@@ -21,6 +21,7 @@ class Plain:
     """As much of a route as is asked."""
 
     guards: tuple[object, ...] = ()
+    settings = ServerSettings()
 
 
 PLAIN = cast("ModelRoute", Plain())
@@ -69,6 +70,17 @@ def test_whatever_differs_is_not_known(data: bytes) -> None:
 )
 def test_a_head_with_what_belongs_to_one_caller_or_request_is_not_kept(name: str) -> None:
     known = learnt(b"POST / HTTP/1.1\r\nHost: a", **{name: b"secret"})
+
+    assert len(known) == 0
+
+
+def test_a_head_is_not_kept_whose_ordinary_header_carries_the_request_id() -> None:
+    class Named(Plain):
+        settings = ServerSettings(request_id_header="User-Agent")
+
+    known = KnownHeads()
+    headers = {b"content-type": b"application/json", b"content-length": b"0", b"user-agent": b"7"}
+    known.learn(b"POST /\r\n\r\n", cast("ModelRoute", Named()), SCOPE, headers)
 
     assert len(known) == 0
 

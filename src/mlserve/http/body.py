@@ -279,6 +279,8 @@ def _has_non_finite(value: Any) -> bool:
         return not math.isfinite(value)
     if type(value) in _ATOMS:
         return False
+    if isinstance(value, BaseModel):
+        return _any_non_finite(_fields_of(value))
     if isinstance(value, _COLLECTIONS):
         return _any_non_finite(value)
     if isinstance(value, Mapping):

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import Message, Scope
+from starlette.types import Scope
 
 from mlserve.errors import AbandonedError, BodyTimeoutError
 from mlserve.handler import NO_HEADERS, Call
@@ -27,7 +27,7 @@ from mlserve.model import Model
 from mlserve.observability.loggers import get_logger
 from mlserve.payloads import Binary
 
-__all__ = ["DirectPrediction", "nowhere", "prediction_of"]
+__all__ = ["DirectPrediction", "prediction_of"]
 
 logger = get_logger(__name__)
 
@@ -90,7 +90,7 @@ class DirectPrediction:
         self.scope = scope
         self._connection = connection
         self.headers = headers
-        self._exchange: Exchange = route.open(scope, nowhere)
+        self._exchange: Exchange = route.open(scope, None)
         self._wishes = (model.engine.spec.limits.timeout_s, 0)
         self._job: Job | None = None
         self._is_over = False
@@ -199,7 +199,3 @@ class DirectPrediction:
 
     def __repr__(self) -> str:
         return f"<DirectPrediction {self._exchange.request_id}>"
-
-
-async def nowhere(message: Message) -> None:
-    """Never called: the connection sends the answer in one piece."""

@@ -28,7 +28,7 @@ from mlserve.observability.metrics import model_metrics
 from mlserve.observability.tracing import current_span, hide_query, trace_request
 from mlserve.settings import ServerSettings
 
-__all__ = ["EXCHANGE", "Exchange", "headers_of", "request_id_of"]
+__all__ = ["EXCHANGE", "REQUEST_ID", "Exchange", "headers_of", "new_request_id", "request_id_of"]
 
 EXCHANGE = "mlserve.exchange"
 """Where the scope holds the exchange of a model's route."""
@@ -57,7 +57,7 @@ def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
     return str(request_id)
 
 
-def new_request_id(given: bytes) -> str:
+def new_request_id(given: bytes = b"") -> str:
     """Give the id that a client has sent if it is sane, else a new one."""
     if given:
         is_sane = len(given) <= _MAX_REQUEST_ID and all(0x21 <= byte <= 0x7E for byte in given)
@@ -91,7 +91,8 @@ class Exchange:
 
     Args:
         scope: The ASGI scope.
-        send: The ASGI send of the connection.
+        send: The ASGI send of the connection; `None` = the answer is sent in one piece, by who
+            asks `respond` for its headers, and nothing is traced.
         settings: The server's settings.
         model: The model's name.
         version: The model's version.
@@ -122,7 +123,7 @@ class Exchange:
     def __init__(
         self,
         scope: Scope,
-        send: Send,
+        send: Send | None,
         settings: ServerSettings,
         model: str,
         version: str,
@@ -133,7 +134,7 @@ class Exchange:
         """Told of the tokens that hooks have noted, once the request has ended."""
         self.headers = headers_of(scope)
         """What its answer has besides, whatever it is."""
-        self.span = current_span()
+        self.span = None if send is None else current_span()
         """The request's span, if it is traced."""
         if self.span is not None and scope.get("query_string"):
             hide_query(self.span)
@@ -167,14 +168,16 @@ class Exchange:
             self._note_body(body)
         if self.span is not None and _is_last(message):  # which ends the span
             self._trace()
-        await self._send(message)
+        if self._send is not None:
+            await self._send(message)
 
     def _note_body(self, body: bytes) -> None:
         self._bytes_out += len(body)
         if self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT:
             self._answer.append(body)
-        is_chunk = self.code is None and body.startswith(_DATA) and not body.endswith(_DONE)
-        if self._is_stream and is_chunk:
+        if not self._is_stream or self.code is not None:
+            return
+        if body.startswith(_DATA) and not body.endswith(_DONE):
             now, last = time.perf_counter(), self._last_chunk_at
             is_first = not last
             self.metrics.note_chunk(now - (last or self._started), is_first=is_first)

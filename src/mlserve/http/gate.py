@@ -14,9 +14,9 @@ from starlette.types import Scope
 
 from mlserve.errors import CapacityError
 from mlserve.http.connection import Connection
-from mlserve.http.direct import DirectPrediction, nowhere, prediction_of
+from mlserve.http.direct import DirectPrediction, prediction_of
 from mlserve.http.errors import answer_of
-from mlserve.http.exchange import EXCHANGE
+from mlserve.http.exchange import EXCHANGE, REQUEST_ID, new_request_id
 from mlserve.http.heads import KnownHead, KnownHeads
 from mlserve.http.lean import ServingApp
 from mlserve.http.route import ModelRoute
@@ -63,6 +63,7 @@ class Gate:
         self, known: KnownHead, scope: Scope, connection: Connection
     ) -> DirectPrediction | None:
         """Begin to answer a request whose head came before, as `enter` does."""
+        scope[REQUEST_ID] = new_request_id()  # a head that is known names none
         model = known.route.predicts
         if model is None or _is_refused(known.route, scope, connection):
             return None
@@ -78,7 +79,7 @@ def _is_refused(route: ModelRoute, scope: Scope, connection: Connection) -> bool
     try:
         route.require_room(scope)
     except CapacityError as exc:
-        exchange = route.open(scope, nowhere)
+        exchange = route.open(scope, None)
         response = answer_of(scope, exc)
         body = bytes(response.body)
         headers = exchange.respond(response.status_code, response.raw_headers, body)

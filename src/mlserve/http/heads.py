@@ -96,8 +96,9 @@ class KnownHeads:
             headers: Its headers.
         """
         end = data.find(b"\r\n\r\n") + 4
+        id_header = route.settings.request_id_header.lower().encode()
         is_plain = headers.get(b"content-type") == b"application/json" and not route.guards
-        if not (4 < end <= _LONGEST_BYTES and is_plain and headers.keys() <= _COMMON):
+        if not (4 < end <= _LONGEST_BYTES and is_plain and headers.keys() <= _COMMON - {id_header}):
             return
         if len(self._heads) >= self._most:
             del self._heads[next(iter(self._heads))]

@@ -151,8 +151,8 @@ class ModelRoute(APIRoute):
         provider = self.dependency_overrides_provider
         return bool(self.guards and getattr(provider, "dependency_overrides", None))
 
-    def open(self, scope: Scope, send: Send) -> Exchange:
-        """Begin the exchange of a request."""
+    def open(self, scope: Scope, send: Send | None) -> Exchange:
+        """Begin the exchange of a request; `None` = the answer is sent in one piece."""
         exchange = Exchange(scope, send, self.settings, self._model, self._version, self._listeners)
         for opened in self._opened:
             opened(exchange, scope)

@@ -120,6 +120,7 @@ class QueuedHandler(QueueHandler, LineHandler):
         super().__init__(self._records)
         self.setLevel(handler.level)
         self._handler = handler
+        self._is_stderr = isinstance(handler, StderrHandler)
         self._capacity = capacity
         self._n_dropped = 0  # guarded by the handler's lock, in which records are queued
         self._listener = _Listener(self._records, handler)
@@ -144,12 +145,16 @@ class QueuedHandler(QueueHandler, LineHandler):
     def line_formatter(self) -> JsonFormatter | None:
         """Give what writes lines for the handler, where that is all that becomes of a record."""
         handler = self._handler
-        formatter = handler.formatter if isinstance(handler, StderrHandler) else None
-        is_asked = self.filters or handler.filters or self.level > logging.INFO
-        return formatter if type(formatter) is JsonFormatter and not is_asked else None
+        if not self._is_stderr or self.filters or handler.filters or self.level > logging.INFO:
+            return None
+        formatter = handler.formatter
+        return formatter if type(formatter) is JsonFormatter else None
 
     def take_line(self, line: str) -> None:
         """Queue a line if there is room."""
+        if not self._n_dropped and self._records.qsize() < self._capacity:
+            self._records.put(line)
+            return
         with self.lock or nullcontext():
             if self._has_room():
                 self._records.put(line)
