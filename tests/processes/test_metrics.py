@@ -9,12 +9,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi import Depends
 from tests.http.waiting import until
 from tests.observability.reading import Scrape, scrape
 from tests.processes.counting import Counting
 from tests.processes.serving import QUICK
 
-from mlserve import Batching, ModelServer, Replicas
+from mlserve import Batching, ModelServer, Replicas, rate_limit
 from mlserve.observability.exposition import shared_directory
 from mlserve.testing import running
 
@@ -96,9 +97,30 @@ def test_the_death_of_a_replica_loses_no_count_and_leaves_nothing_in_the_gauges(
     assert after.value("mlserve_replicas", **LABELS) == 1
 
 
-def leave(client: httpx2.Client, path: str, order: str) -> None:
+def test_the_tokens_of_a_stream_that_was_left_are_counted_and_charged(tmp_path: Path) -> None:
+    placed = Replicas(placement="process", restart=QUICK)
+    limit = [Depends(rate_limit("100/minute", cost="tokens"))]
+    server = ModelServer().add("counting", Counting, replicas=placed, dependencies=limit)
+
+    with running(server) as client:
+        before = counted(client, "mlserve_tokens_total", kind="prompt")
+        n_left = counted(client, "mlserve_requests_total", code="client_closed_request")
+        with client.stream("POST", STREAM, json=f"; hold {tmp_path}/held") as answer:
+            assert next(answer.iter_lines())
+        until(
+            lambda: counted(client, "mlserve_requests_total", code="client_closed_request") > n_left
+        )
+        n_tokens = counted(client, "mlserve_tokens_total", kind="prompt") - before
+        (tmp_path / "held.go").touch()
+        limit_left = client.post(PREDICT, json="").headers["ratelimit"]
+
+    assert n_tokens == 3
+    assert limit_left.startswith('"100/minute";r=97;')
+
+
+def leave(client: httpx2.Client, path: str, order: str, **headers: str) -> None:
     with suppress(httpx2.ReadTimeout):
-        client.post(path, json=order, timeout=0.3)
+        client.post(path, json=order, headers=headers, timeout=0.3)
 
 
 def left_while_running(client: httpx2.Client, held: str) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import socket
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -263,11 +264,15 @@ class ReplicaClient:
         else:
             job.result(value)
 
-    def _take_chunk(self, number: int, packed: Packed) -> None:
+    def _take_chunk(
+        self, number: int, packed: Packed, tokens: Mapping[str, int] | None = None
+    ) -> None:
         ticket = self.tickets.get(number)
         if ticket is None or ticket.channel is None:
             return
         ticket.n_chunks += 1
+        if tokens is not None:
+            ticket.job.call.annotations.update(tokens)
         try:
             chunk = packed.unpack()
         except Exception as exc:

@@ -11,6 +11,7 @@ from mlserve.errors import MLServeError, ModelError, ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.handler import NO_HEADERS, Call
 from mlserve.lane import Lane
+from mlserve.observability.access_log import tokens_of_all
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Mark
@@ -96,7 +97,7 @@ class Guest:
             return
         channel: Channel[Any] = Channel(asyncio.get_running_loop(), _AHEAD)
         job.sink = ChannelSink(channel)
-        pump = _Pump(self.link, job.number, channel)
+        pump = _Pump(self.link, job, channel)
         self._streams[job.number] = pump, self._host.tasks.spawn(self._pump(job, pump))
         lane.stream(job, channel)
 
@@ -237,10 +238,11 @@ class Guest:
 class _Pump:
     """Sends the chunks of a stream as fast as its HTTP process takes them."""
 
-    def __init__(self, link: Link, number: int, channel: Channel[Any]) -> None:
+    def __init__(self, link: Link, job: HostedJob, channel: Channel[Any]) -> None:
         self.channel = channel
         self._link = link
-        self._number = number
+        self._job = job
+        self._told: dict[str, int] = {}
         self._credit = FIRST_CREDIT
         self._has_credit = asyncio.Event()
         self._has_credit.set()
@@ -271,7 +273,13 @@ class _Pump:
             except Exception as exc:
                 logger.exception("chunk.pack.failed")
                 raise ModelError("A chunk of the model cannot leave its process.") from exc
-            self._link.send((messages.CHUNK, self._number, packed))
+            # Not only at the end: who leaves before has read them all the same.
+            tokens = tokens_of_all([self._job.call.annotations])
+            if tokens == self._told:
+                self._link.send((messages.CHUNK, self._job.number, packed))
+            else:
+                self._told = tokens
+                self._link.send((messages.CHUNK, self._job.number, packed, tokens))
 
 
 def _packed_annotations(annotations: dict[str, Any]) -> Any:

@@ -67,7 +67,7 @@ RESULT: Final = 10
 ERROR: Final = 11
 """`id, times, annotations or None, error`; for a stream, its end."""
 CHUNK: Final = 12
-"""`id, chunk`."""
+"""`id, chunk`, and behind that the tokens that hooks have noted, if they have changed."""
 END: Final = 13
 """`id, times, annotations or None`: a stream has ended."""
 RETIRING: Final = 14
