@@ -39,10 +39,11 @@ class Channel(Generic[ItemT]):
     def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = 16) -> None:
         self._loop = loop
         self._capacity = capacity
-        # The producer appends, the consumer pops; the semaphore counts the free places. The loop
-        # never waits for a lock of the producer's: release() and append() do not block.
+        # The producer appends, the consumer pops. A producer that finds no room says so before it
+        # looks again and waits, so that only then there is somebody to be woken.
         self._items: deque[ItemT] = deque()
-        self._free = threading.Semaphore(capacity)
+        self._has_room = threading.Event()
+        self._has_room.set()
         self._has_space = asyncio.Event()
         self._waiter: asyncio.Future[bool] | None = None
         self._ended = False
@@ -51,6 +52,10 @@ class Channel(Generic[ItemT]):
         self.on_taken: Callable[[], None] | None = None
         """Called on the event loop for each item that was read."""
 
+    def __len__(self) -> int:
+        """How many items wait to be read."""
+        return len(self._items)
+
     @property
     def is_closed(self) -> bool:
         """Whether the consumer has left."""
@@ -58,12 +63,15 @@ class Channel(Generic[ItemT]):
 
     def put(self, item: ItemT) -> bool:
         """Hand over an item; blocks while the channel is full. `False` = stop, nobody reads."""
-        self._free.acquire()
+        while self._is_full:
+            self._has_room.clear()
+            if self._is_full:
+                self._has_room.wait()
         return self._append(item)
 
     async def aput(self, item: ItemT) -> bool:
         """Hand over an item from a producer on the event loop; as `put`, but awaits."""
-        while not self._free.acquire(blocking=False):
+        while self._is_full:
             self._has_space.clear()
             await self._has_space.wait()
         return self._append(item)
@@ -85,8 +93,7 @@ class Channel(Generic[ItemT]):
     def abort(self, error: BaseException) -> None:
         """End the stream from the reader's side: the producer is told to stop. Event loop only."""
         self.end(error)
-        self._free.release()
-        self._has_space.set()
+        self._make_room()
 
     async def get(self, timeout_s: float | None = None) -> ItemT:
         """
@@ -106,8 +113,7 @@ class Channel(Generic[ItemT]):
                 raise TimeoutError
             is_late = await self._wait(end_at)
         item = self._items.popleft()
-        self._free.release()
-        self._has_space.set()
+        self._make_room()
         if self.on_taken is not None:
             self.on_taken()
         return item
@@ -118,12 +124,20 @@ class Channel(Generic[ItemT]):
             self._closed = True
             self._items.clear()
             self._error = None  # its traceback may hold who reads here
-            self._free.release()
-            self._has_space.set()
+            self._make_room()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether a producer has to wait; one that is to stop has not."""
+        return len(self._items) >= self._capacity and not (self._closed or self._ended)
+
+    def _make_room(self) -> None:
+        if not self._has_room.is_set():
+            self._has_room.set()
+        self._has_space.set()
 
     def _append(self, item: ItemT) -> bool:
         if self._closed or self._ended:
-            self._free.release()
             return False
         self._items.append(item)
         self._notify()
@@ -212,6 +226,11 @@ class ModelStream:
         self._on_close = on_close
         self._last_at = clock()
         self._is_closed = False
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next chunk is here already."""
+        return len(self._channel) > 0
 
     async def next(self, timeout_s: float = math.inf) -> Any:
         """

@@ -46,7 +46,7 @@ _NOT_REACHED = (401, 403, 405, 429, 499, 503)
 _LONGEST_KEPT = 2**20
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 _JSON = (b"content-type", b"application/json")
-_DATA, _DONE = b"data:", b"[DONE]\n\n"
+_EVENT_END, _PING, _DONE = b"\n\n", b": ping\n\n", b"data: [DONE]\n\n"
 
 
 def request_id_of(scope: Scope, header: str = "x-request-id") -> str:
@@ -175,12 +175,13 @@ class Exchange:
         self._bytes_out += len(body)
         if self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT:
             self._answer.append(body)
-        if not self._is_stream or self.code is not None:
-            return
-        if body.startswith(_DATA) and not body.endswith(_DONE):
+        if self._is_stream and self.code is None:
+            self._note_chunks(body.count(_EVENT_END) - body.count(_PING) - body.endswith(_DONE))
+
+    def _note_chunks(self, n: int) -> None:
+        for _ in range(n):  # several may leave in one piece
             now, last = time.perf_counter(), self._last_chunk_at
-            is_first = not last
-            self.metrics.note_chunk(now - (last or self._started), is_first=is_first)
+            self.metrics.note_chunk(now - (last or self._started), is_first=not last)
             self._last_chunk_at = now
 
     async def end(self, scope: Scope) -> None:

@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
+_GATHERED_BYTES = 65_536
+
 
 def encode_event(payload: bytes) -> bytes:
     r"""
@@ -56,6 +58,10 @@ class ChunkSource(Protocol):
             TimeoutError: If nothing came within `timeout_s` seconds; the stream goes on.
             MLServeError: What ended the stream before its end.
         """
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next chunk is here already; those that are leave in one piece."""
 
     async def aclose(self) -> None:
         """Leave; may be called again."""
@@ -122,14 +128,19 @@ class EventStreamResponse(Response):
         self._has_begun = True
         if self._first is not None:
             await _send_body(send, encode_event(self._first))
+        gathered = b""
         try:
             while (event := await self._next_event()) is not None:
-                await _send_body(send, event)
+                gathered += event
+                if not self._stream.is_ahead or len(gathered) > _GATHERED_BYTES:
+                    await _send_body(send, gathered)
+                    gathered = b""
         except AbandonedError:
             return  # nobody is there to read an end
         except MLServeError as exc:
-            await _send_body(send, encode_event(self._encode_error(exc)))
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            gathered += encode_event(self._encode_error(exc))
+        body = gathered + DONE
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _end_cancelled(self, error: MLServeError, send: Send) -> None:
         """End a stream whose task the server cancels, if its client reads."""

@@ -165,6 +165,11 @@ class Events:
                 self._ready.extend(self._writer.chunk(prompt, chunk))
         return self._ready.popleft()
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next one is here already."""
+        return bool(self._ready)
+
     async def aclose(self) -> None:
         """Leave; may be called again."""
         await self._chunks.aclose()
