@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from mlserve.engine import Engine
 from mlserve.execution.worker import TaskSet
-from mlserve.observability.exposition import exposed, is_sharing
+from mlserve.observability.exposition import exposed
+from mlserve.observability.gathering import is_sharing, write_gathered
 from mlserve.observability.metrics import batch_metrics, model_metrics, note_figures
 from mlserve.processes.placement import ProcessPlacement
 from mlserve.registry import Registry
@@ -50,6 +51,7 @@ async def publishing(registry: Registry) -> AsyncIterator[None]:
         yield
     finally:
         await tasks.close()
+        write_gathered()
 
 
 async def _keep_publishing(registry: Registry) -> None:

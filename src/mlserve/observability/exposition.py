@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import REGISTRY, Metric, values
+from prometheus_client import REGISTRY, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from mlserve.observability.gathering import is_sharing, write_gathered
 from mlserve.observability.loggers import get_logger
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "exposed",
     "forget_process",
     "forget_process_soon",
-    "is_sharing",
     "merged",
     "shared_directory",
 ]
@@ -54,12 +54,6 @@ def shared_directory() -> str:
         _made.append(tempfile.mkdtemp(prefix="mlserve-metrics-"))
         atexit.register(_remove, _made[0], os.getpid())
     return _made[0]
-
-
-def is_sharing() -> bool:
-    """Say whether this process counts in files, which others read."""
-    # That is settled when `prometheus_client` is imported.
-    return bool(values.ValueClass._multiprocess)  # noqa: SLF001
 
 
 def forget_process(pid: int) -> None:
@@ -142,7 +136,11 @@ class _Families:
     """What `prometheus_client` takes for a registry."""
 
     def collect(self) -> Iterator[Metric]:
-        own: Iterable[Metric] = [] if is_sharing() else REGISTRY.collect()
+        own: Iterable[Metric] = []
+        if is_sharing():
+            write_gathered()
+        else:
+            own = REGISTRY.collect()
         directory, others = _directory(), list[Metric]()
         if directory is not None:
             collector = MultiProcessCollector(None, str(directory))  # type: ignore[no-untyped-call]

@@ -5,13 +5,21 @@ The families are `prometheus_client`'s, in its default registry, as those of a h
 Labels are names of models, versions, codes and stages: never anything that a client has sent.
 """
 
-from collections.abc import Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from mlserve.observability.access_log import InferenceLine
+from mlserve.observability.gathering import (
+    GatheredCounter,
+    GatheredHistogram,
+    Gathering,
+    is_sharing,
+)
 
 __all__ = [
     "FAMILIES",
@@ -42,47 +50,52 @@ _OUTCOMES = ("same", "different", "failed", "dropped")
 _CACHE_OUTCOMES = ("hit", "miss", "coalesced")
 _OK = "ok"
 _NO_ROOM = (429, 503)
+_Facts = tuple[Any, ...]
+"""Status, code, time, size of the batch, number of chunks, and time in each stage."""
+_facts_of = itemgetter(
+    "status", "code", "total_ms", "batch_size", "chunks", *(f"{stage}_ms" for stage in _STAGES)
+)
 
-REQUESTS = Counter(
+REQUESTS = GatheredCounter(
     "mlserve_requests", "Requests that have their answer, by its code.", (*_MODEL, "code")
 )
-REJECTED = Counter(
+REJECTED = GatheredCounter(
     "mlserve_requests_rejected",
     "Requests that were refused since there was no room or no right for them.",
     (*_MODEL, "reason"),
 )
-DURATION = Histogram(
+DURATION = GatheredHistogram(
     "mlserve_request_duration_seconds",
     "From the head of a request to the end of its answer.",
     _MODEL,
     buckets=_REQUEST_S,
 )
-STAGE = Histogram(
+STAGE = GatheredHistogram(
     "mlserve_stage_duration_seconds",
     "How long requests were in each stage that they came to.",
     (*_MODEL, "stage"),
     buckets=_STAGE_S,
 )
-FIRST_CHUNK = Histogram(
+FIRST_CHUNK = GatheredHistogram(
     "mlserve_time_to_first_chunk_seconds",
     "From the head of a request to the first chunk of its stream.",
     _MODEL,
     buckets=_REQUEST_S,
 )
-BETWEEN_CHUNKS = Histogram(
+BETWEEN_CHUNKS = GatheredHistogram(
     "mlserve_time_between_chunks_seconds",
     "From one chunk of a stream to the next.",
     _MODEL,
     buckets=_STAGE_S,
 )
-TOKENS = Counter("mlserve_tokens", "Tokens that were read and written.", (*_MODEL, "kind"))
-BATCH_SIZE = Histogram(
+TOKENS = GatheredCounter("mlserve_tokens", "Tokens that were read and written.", (*_MODEL, "kind"))
+BATCH_SIZE = GatheredHistogram(
     "mlserve_batch_size", "How many requests a batch had.", _MODEL, buckets=_SIZES
 )
-BATCH_COST = Histogram(
+BATCH_COST = GatheredHistogram(
     "mlserve_batch_cost", "What the requests of a batch cost together.", _MODEL, buckets=_COSTS
 )
-PADDING = Histogram(
+PADDING = GatheredHistogram(
     "mlserve_batch_padding_ratio",
     "Which share of a batch was padding, where cost is padded to the longest.",
     _MODEL,
@@ -156,47 +169,43 @@ class ModelMetrics:
     def __init__(self, model: str, version: str) -> None:
         self._labels = labels = (model, version)
         self._duration = DURATION.labels(*labels)
-        self._stages = [(STAGE.labels(*labels, stage), f"{stage}_ms") for stage in _STAGES]
-        self._first_chunk = FIRST_CHUNK.labels(*labels)
-        self._between_chunks = BETWEEN_CHUNKS.labels(*labels)
+        self._stages = [STAGE.labels(*labels, stage) for stage in _STAGES]
+        self._requests = Gathering(self._write_requests)
+        self._first_chunk = Gathering(FIRST_CHUNK.labels(*labels).observe_all)
+        self._between_chunks = Gathering(BETWEEN_CHUNKS.labels(*labels).observe_all)
         self._tokens = {
-            kind: TOKENS.labels(*labels, kind.removesuffix("_tokens")) for kind in _TOKENS
+            kind: Gathering(TOKENS.labels(*labels, kind.removesuffix("_tokens")).inc_all)
+            for kind in _TOKENS
         }
-        self._by_code = {_OK: REQUESTS.labels(*labels, _OK)}
-        self._rejected = {"queue_full": REJECTED.labels(*labels, "queue_full")}
+        REQUESTS.labels(*labels, _OK)
+        REJECTED.labels(*labels, "queue_full")
         for outcome in _OUTCOMES:
             SHADOW.labels(*labels, outcome)
 
     def note_request(self, line: InferenceLine, annotations: Mapping[str, Any]) -> None:
         """Count a request that has its answer."""
-        code = line["code"] or _OK
-        counter = self._by_code.get(code)
-        if counter is None:
-            counter = self._by_code[code] = REQUESTS.labels(*self._labels, code)
-        counter.inc()
-        if line["status"] in _NO_ROOM:
-            self._note_rejected(code)
-            return
-        self._duration.observe(line["total_ms"] / 1e3)
-        if line["batch_size"] or line["chunks"]:
-            for histogram, name in self._stages:
-                if took_ms := line[name]:  # type: ignore[literal-required]
-                    histogram.observe(took_ms / 1e3)
-        if annotations:
+        self._requests.note(_facts_of(line))
+        if annotations and line["status"] not in _NO_ROOM:
             for kind, tokens in self._tokens.items():
                 n = annotations.get(kind)
                 if type(n) is int and n > 0:
-                    tokens.inc(n)
+                    tokens.note(n)
 
     def note_chunk(self, seconds: float, *, is_first: bool) -> None:
         """Count a chunk: how long after the head of the request, or after the chunk before."""
-        (self._first_chunk if is_first else self._between_chunks).observe(seconds)
+        (self._first_chunk if is_first else self._between_chunks).note(seconds)
 
-    def _note_rejected(self, code: str) -> None:
-        counter = self._rejected.get(code)
-        if counter is None:
-            counter = self._rejected[code] = REJECTED.labels(*self._labels, code)
-        counter.inc()
+    def _write_requests(self, noted: list[_Facts]) -> None:
+        answered = noted
+        for (status, code), n in Counts(map(itemgetter(0, 1), noted)).items():
+            REQUESTS.labels(*self._labels, code or _OK).inc(n)
+            if status in _NO_ROOM:
+                REJECTED.labels(*self._labels, code or _OK).inc(n)
+                answered = [facts for facts in answered if facts[0] != status]
+        self._duration.observe_all([facts[2] / 1e3 for facts in answered])
+        begun = [facts[5:] for facts in answered if facts[3] or facts[4]]
+        for histogram, column in zip(self._stages, zip(*begun, strict=True), strict=False):
+            histogram.observe_all([took_ms / 1e3 for took_ms in column if took_ms])
 
     def __repr__(self) -> str:
         return f"<ModelMetrics {'/'.join(self._labels)}>"
@@ -214,9 +223,9 @@ class BatchMetrics:
     def __init__(self, model: str, version: str) -> None:
         self.labels = labels = (model, version)
         """The model's name and version."""
-        self._size = BATCH_SIZE.labels(*labels)
-        self._cost = BATCH_COST.labels(*labels)
-        self._padding = PADDING.labels(*labels)
+        self._note_size = _noting(BATCH_SIZE.labels(*labels))
+        self._note_cost = _noting(BATCH_COST.labels(*labels))
+        self._note_padding = _noting(PADDING.labels(*labels))
         self._splits = SPLITS.labels(*labels)
         self._isolated = ISOLATED.labels(*labels)
         self._out_of_memory = OUT_OF_MEMORY.labels(*labels)
@@ -224,11 +233,11 @@ class BatchMetrics:
 
     def note_batch(self, costs: list[int], *, is_padded: bool) -> None:
         """Count a batch, by what each of its requests costs."""
-        self._size.observe(len(costs))
+        self._note_size(len(costs))
         total = sum(costs)
-        self._cost.observe(total)
+        self._note_cost(total)
         if is_padded and (padded := max(costs) * len(costs)) > 0:
-            self._padding.observe(1 - total / padded)
+            self._note_padding(1 - total / padded)
 
     def note_troubles(self, *, n_splits: int, n_isolated: int, n_out_of_memory: int) -> None:
         """Count what went wrong in a batch, if anything did."""
@@ -265,6 +274,11 @@ class CacheMetrics:
     def note_bytes(self, n_bytes: int) -> None:
         """Set how much is kept, in bytes."""
         self._bytes.set(n_bytes)
+
+
+def _noting(histogram: GatheredHistogram) -> Callable[[float], None]:
+    """Give what observes: at once where others read it, as a batch may kill who runs it."""
+    return histogram.observe if is_sharing() else Gathering(histogram.observe_all).note
 
 
 @cache
