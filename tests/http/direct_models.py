@@ -197,6 +197,15 @@ class Binaries(ModelHandler[Picture, Binary]):
         return [Binary(picture.content.encode(), picture.media_type) for picture in inputs]
 
 
+def request_to(
+    model: str, body: bytes, *lines: bytes, path: str = "/v1/models/{}/predict"
+) -> bytes:
+    """Write a request; `lines` are whole header lines without their ends."""
+    head = [b"POST %b HTTP/1.1" % path.format(model).encode(), b"Host: test"]
+    head += [*lines, b"Content-Length: %d" % len(body)]
+    return b"\r\n".join([*head, b"", b""]) + body
+
+
 def server_of(records: list[InferenceRecord], middleware: list[Middleware]) -> ModelServer:
     """Make a server of all kinds of models, whose sinks keep all bodies."""
     sink = CallbackSink(records.append, options=SinkOptions(keep_payloads=True))

@@ -13,6 +13,7 @@ from tests.http.direct_models import (
     HOOKS,
     KEY,
     MEDIA_TYPES,
+    request_to,
     server_of,
 )
 from tests.http.ways import DIRECT, FOREIGN, ORDINARY, Place, places
@@ -79,14 +80,6 @@ HEADS: dict[str, tuple[bytes, ...]] = {
     "with a mad id": (JSON, b"X-Request-Id: \xff \xfe"),
     "with a key": (JSON, b"X-API-Key: nobody-asks-for-it"),
 }
-
-
-def request_to(
-    model: str, body: bytes, *lines: bytes, path: str = "/v1/models/{}/predict"
-) -> bytes:
-    head = [b"POST %b HTTP/1.1" % path.format(model).encode(), b"Host: test"]
-    head += [*lines, b"Content-Length: %d" % len(body)]
-    return b"\r\n".join([*head, b"", b""]) + body
 
 
 def order(**members: Any) -> bytes:
