@@ -16,6 +16,7 @@ from benchmarks.counting.systems import BODY, SYSTEMS, Item
 from benchmarks.counting.tally import Tally
 
 import mlserve
+from mlserve.observability.gathering import write_gathered
 
 __all__ = ["CASES", "Case", "Cost", "Waiting", "cost_of", "waiting_of"]
 
@@ -144,10 +145,12 @@ async def _leave(case: Case) -> tuple[int, int]:
     async with serving(SYSTEMS[case.system], case.n_clients) as clients:
 
         async def left(times: int) -> tuple[int, int]:
+            write_gathered()
             gc.collect()
             before = sys.getallocatedblocks()
             with logged():
                 await case.do(clients, times)
+            write_gathered()  # what metrics have gathered is not left behind
             n_garbage = gc.collect()
             return sys.getallocatedblocks() - before, n_garbage
 

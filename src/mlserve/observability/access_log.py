@@ -10,10 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Any, Protocol, TypedDict
 
 __all__ = [
@@ -152,7 +150,7 @@ class InferenceLogRecord(logging.LogRecord):
             head: What stands before them.
         """
         if len(self.inference) == len(_FACTS):
-            return _plain_json(self.inference, head)
+            return _plain_json(self.inference, _opened(head))
         facts = {name: self.inference[name] for name in _FACTS}
         try:
             return _as_json({**(head or {}), **facts, **self.inference})
@@ -185,9 +183,8 @@ class LineHandler(logging.Handler):
         """Take a line that its formatter has written. Never blocks."""
 
 
-def _plain_json(facts: Mapping[str, Any], head: Mapping[str, Any] | None) -> str:
+def _plain_json(facts: Mapping[str, Any], before: str) -> str:
     """Give the facts of an inference for which no hook has noted anything."""
-    before = _opened(tuple(head.items())) if head else "{"
     status, *others = _numbers_of(facts)
     return _TEMPLATE % (
         before,
@@ -200,35 +197,35 @@ def _plain_json(facts: Mapping[str, Any], head: Mapping[str, Any] | None) -> str
     )
 
 
-@lru_cache(maxsize=8)  # all lines of a second begin alike
-def _opened(head: tuple[tuple[str, Any], ...]) -> str:
-    return f"{_as_json(dict(head))[:-1]}, "
+def _opened(head: Mapping[str, Any] | None) -> str:
+    return f"{_as_json({**head})[:-1]}, " if head else "{"
 
 
 def log_inference(facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
     """Write one line; costs nothing when the logger is off, and raises nothing."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    with suppress(Exception):  # a handler of the user may raise anything
+    try:
         handler = None if annotations else _only_handler()
-        formatter = handler.line_formatter() if isinstance(handler, LineHandler) else None
+        formatter = handler.line_formatter() if handler is not None else None
         if handler is None or formatter is None:
             logger.handle(InferenceLogRecord(facts, annotations))
         else:
             handler.take_line(formatter.line(facts))
+    except Exception:  # noqa: BLE001, S110 - a handler of the user may raise anything
+        pass
 
 
 def _only_handler() -> LineHandler | None:
     """Give the handler that the lines come to, if it is the only one and of ours."""
-    found: logging.Handler | None = None
-    place: logging.Logger | None = logger
-    while place is not None and not logger.filters:
-        for handler in place.handlers:
-            if found is not None:
-                return None
-            found = handler
-        place = place.parent if place.propagate else None
-    return found if isinstance(found, LineHandler) else None
+    place = logger
+    while not place.handlers and place.propagate and place.parent is not None:
+        place = place.parent
+    others = place.propagate and place.parent is not None
+    if len(place.handlers) != 1 or others or logger.filters:
+        return None
+    handler = place.handlers[0]
+    return handler if isinstance(handler, LineHandler) else None
 
 
 class AccessLogFormatter(logging.Formatter):
@@ -259,12 +256,12 @@ class JsonFormatter(logging.Formatter):
 
     _second = -1
     _time = ""
-    _head: Mapping[str, str] = MappingProxyType({})
+    _before = ""
 
     def line(self, facts: InferenceLine) -> str:
         """Write a line of the access log, for which no hook has noted anything."""
         self._note_time(time.time())  # noqa: TID251 - the date that a line has
-        return _plain_json(facts, self._head)
+        return _plain_json(facts, self._before)
 
     def _note_time(self, seconds: float) -> str:
         """Write a time, to a second; many lines have the same."""
@@ -272,7 +269,8 @@ class JsonFormatter(logging.Formatter):
         if second != self._second:
             at = logging.makeLogRecord({"created": seconds})
             self._time = self.formatTime(at, "%Y-%m-%dT%H:%M:%S%z")
-            self._head = {"time": self._time, "level": "info", "logger": logger.name}
+            head = {"time": self._time, "level": "info", "logger": logger.name}
+            self._before = _opened(head)  # all lines of a second begin alike
             self._second = second
         return self._time
 
