@@ -106,6 +106,8 @@ class Connection(WireProtocol):
         self._unset_keepalive_if_required()
         if not self._ahead and len(data) <= _PIECE_BYTES and not (self.pipeline or self._is_over):
             self._take_at_once(data)  # nearly always: all that came is one piece
+            if self.pipeline:  # uvicorn stops reading then, and would not see that the client left
+                self.flow.resume_reading()
             return
         self._ahead += data
         while self._ahead and not (self.pipeline or self._is_over):
@@ -117,7 +119,7 @@ class Connection(WireProtocol):
             self._ahead = b""
         elif self._ahead:
             self.flow.pause_reading()
-        elif self._is_in_head or self._is_idle:
+        elif self.pipeline or self._is_in_head or self._is_idle:
             self.flow.resume_reading()
 
     def _take_at_once(self, data: bytes) -> None:
@@ -131,7 +133,8 @@ class Connection(WireProtocol):
         self._entered = None
         self._take(data)
         entered, self._entered = self._entered, None
-        if is_between and entered is not None and self.has_whole_body:
+        is_waiting = entered is not None and self.has_whole_body and self.cycle.keep_alive
+        if is_between and entered is not None and is_waiting:
             self._door.learn(data, entered)
 
     def _take(self, data: bytes) -> None:
@@ -333,7 +336,8 @@ class Connection(WireProtocol):
     def _bound_wait(self) -> None:
         """Bound the wait for what the client owes us; idle, it owes the end of what it began."""
         if self._latest is not None and self._latest.more_body:
-            self._arrival.start(self._settings.body_timeout_s + _SPARE_S, self._is_late)
+            spare_s = _SPARE_S if self._direct is None else 0.0
+            self._arrival.start(self._settings.body_timeout_s + spare_s, self._is_late)
         elif self._is_in_head or (self._is_idle and not self._keep_alive.is_running):
             self._arrival.start(self._settings.head_timeout_s, self._is_late)
 

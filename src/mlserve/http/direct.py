@@ -131,12 +131,14 @@ class DirectPrediction:
     def leave(self) -> None:
         """End: the client has left."""
         if self._job is None:
+            self._exchange.bytes_in = len(self._connection.cycle.body)
             self.fail(AbandonedError())
         else:
             self._model.engine.abandon(self._job)
 
     def expire(self) -> None:
         """End: the body did not arrive in time."""
+        self._exchange.bytes_in = len(self._connection.cycle.body)
         self.fail(BodyTimeoutError(self.route.settings.body_timeout_s))
 
     def result(self, value: Any) -> None:

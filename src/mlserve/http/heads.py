@@ -100,6 +100,9 @@ class KnownHeads:
         is_plain = headers.get(b"content-type") == b"application/json" and not route.guards
         if not (4 < end <= _LONGEST_BYTES and is_plain and headers.keys() <= _COMMON - {id_header}):
             return
+        n_body = int(headers[b"content-length"])
+        if len(data) != end + n_body:
+            return  # the head belongs to another request, which came right before
         if len(self._heads) >= self._most:
             del self._heads[next(iter(self._heads))]
         kept = {name: scope[name] for name in _OF_UVICORN}
