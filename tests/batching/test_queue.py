@@ -162,6 +162,27 @@ def test_clear_gives_everything_oldest_of_the_first_priority_first(
     assert len(queue) == queue.occupied == 0
 
 
+@given(
+    st.lists(st.builds(Waiting, cost=st.integers(0, 6)), max_size=14),
+    batch_limits(padded=False),
+    st.integers(0, 3),
+)
+def test_the_living_of_one_key_are_taken_in_the_order_in_which_they_came(
+    requests: list[Waiting], limits: BatchLimits, n_dead: int
+) -> None:
+    queue = queue_of(requests)
+    for request in requests[1::3][:n_dead]:
+        request.abandoned = True
+
+    taken: list[Waiting] = []
+    while len(queue) > 0:
+        plan = queue.take(limits, NOW)
+        taken += plan.batch
+        assert plan.is_full or len(queue) == 0
+
+    assert taken == [request for request in requests if not request.abandoned]
+
+
 def test_a_request_dearer_than_max_cost_runs_alone() -> None:
     dear, cheap = Waiting(cost=9), Waiting(cost=1)
 

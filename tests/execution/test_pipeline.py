@@ -434,6 +434,25 @@ def test_a_response_is_validated() -> None:
         bench.finish("SECRET")
 
 
+@pytest.mark.parametrize("output", ["1.5", "SECRET", 2])
+def test_accept_gives_what_finish_gives_or_raises(output: Any) -> None:
+    class Typed(ModelHandler[int, float]):
+        def infer(self, inputs: list[int]) -> list[Any]:
+            return inputs
+
+    bench = Bench(Typed)
+    job = bench.job(1)
+
+    response, error = bench.pipeline.accept(job, output)
+
+    try:
+        expected: Any = (bench.finish(output), None)
+    except ModelOutputError as exc:
+        expected = (None, str(exc))
+    assert (response, error and str(error)) == expected
+    assert job.times.postprocess_at == bench.clock()
+
+
 def test_postprocess_may_see_the_call() -> None:
     def postprocess(self: Any, output: int, call: Call) -> str:
         return f"{output} for {call.request_id}"

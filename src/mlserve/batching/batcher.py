@@ -7,6 +7,8 @@ what to do: `queue` which requests, `policy` whether now.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Protocol
 
 from mlserve.batching.cost_model import CostModel
@@ -26,6 +28,7 @@ __all__ = ["BatchRunner", "Batcher", "Pool"]
 
 logger = get_logger(__name__)
 
+_cost_of, _traceparent_of = attrgetter("cost"), attrgetter("call.traceparent")
 _TIMER_GRAIN_S = 0.0008  # uvloop's timers count in milliseconds
 
 
@@ -83,6 +86,8 @@ class Batcher:
         self._pool = pool
         self._queue = queue
         self._clock = clock
+        self._may_change = batching.target_latency_s is not None  # the limits, with each batch
+        self._limits = self._find_limits()
         self._arrivals = ArrivalRate(8 * batching.max_wait_s)
         self._returns = Returns()
         self._rules: list[Rule] = []
@@ -99,13 +104,15 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Queue a preprocessed job; its place was reserved before."""
         now = self._clock()
-        in_company = len(self._queue) > 0 or self._pool.is_working
-        self._arrivals.observe(now, in_company=in_company)
+        if self._rules:
+            in_company = len(self._queue) > 0 or self._pool.is_working
+            self._arrivals.observe(now, in_company=in_company)
         self._returns.note_arrival(now)
         job.enqueued_at = now
         job.stage = "queue"
         self._queue.put(job)
-        self.wake()
+        if self._soon is None:
+            self.wake()
 
     def wake(self) -> None:
         """Look for work once the event loop has seen what else has just arrived."""
@@ -127,18 +134,25 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self._queue) > 0 and (runner := self._pool.idle()) is not None:
+        queue = self._queue
+        while len(queue) > 0 and (runner := self._pool.idle()) is not None:
             now = self._clock()
-            limits = self._limits()
-            if (wait_s := self._wait_s(limits, now)) > 0:
+            if self._may_change:
+                self._limits = self._find_limits()
+            plan = queue.plan(self._limits, now)
+            batch, is_full, dead = plan
+            if (self._rules or self._returns.n_expected(self._limits.max_size)) and (
+                not is_full and batch and (wait_s := self._wait_s(plan, now)) > 0
+            ):
                 self._look_again(wait_s)
                 return
-            plan = self._queue.take(limits, now)
-            self._answer_dead(plan)
-            if plan.batch:
+            queue.remove(plan)
+            if dead:
+                self._answer_dead(dead)
+            if batch:
                 self._returns.note_sent()
-                self._start(runner, plan.batch, now)
-            elif not plan.dead:  # a key whose hash has changed: nothing can be taken
+                self._start(runner, batch, now)
+            elif not dead:  # a key whose hash has changed: nothing can be taken
                 return
 
     def _look_again(self, wait_s: float) -> None:
@@ -147,12 +161,11 @@ class Batcher:
         else:
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
 
-    def _limits(self) -> BatchLimits:
+    def _find_limits(self) -> BatchLimits:
         options = self._batching
-        max_size = options.max_size
+        max_size, max_cost = options.max_size, options.max_cost
         if options.target_latency_s is not None:
             max_size = self.cost_model.largest_within(options.target_latency_s, max_size)
-        max_cost = options.max_cost
         if max_cost is None:
             max_size = min(max_size, self.cap.limit)
         else:
@@ -166,16 +179,11 @@ class Batcher:
         costs = [job.cost for job in jobs]
         return max(costs) * len(costs) if self._batching.padded else sum(costs)
 
-    def _wait_s(self, limits: BatchLimits, now: float) -> float:
-        if not self._rules and not self._returns.n_expected(limits.max_size):
-            return 0.0
-        plan = self._queue.plan(limits, now)
-        if not plan.batch or plan.is_full:
-            return 0.0
+    def _wait_s(self, plan: Plan[Job], now: float) -> float:
         n_waiting = len(plan.batch)
         fixed_s, each_s = self.cost_model.line
         held_s = self._returns.hold_s(
-            now, n_waiting=n_waiting, n_room=limits.max_size - n_waiting, fixed_s=fixed_s
+            now, n_waiting=n_waiting, n_room=self._limits.max_size - n_waiting, fixed_s=fixed_s
         )
         situation = Situation(
             now=now,
@@ -188,42 +196,47 @@ class Batcher:
         )
         return max(held_s, hold_s(situation, self._rules))
 
-    def _answer_dead(self, plan: Plan[Job]) -> None:
-        for job in plan.dead:
+    def _answer_dead(self, dead: list[Job]) -> None:
+        for job in dead:
             job.call.cancel()
             job.fail(DeadlineExceededError("queue", job.timeout_s))
 
     def _start(self, runner: BatchRunner, batch: list[Job], now: float) -> None:
+        n = len(batch)
         for job in batch:
             job.stage = "infer"
-            job.times.queue_at, job.times.queue_s = job.enqueued_at, now - job.enqueued_at
-            job.times.batch_size = len(batch)
-
-        runner.run(batch, lambda report: self._note_done(batch, report))
+            times = job.times
+            times.queue_at = began = job.enqueued_at
+            times.queue_s = now - began
+            times.batch_size = n
+        runner.run(batch, partial(self._note_done, batch))
 
     def _note_done(self, batch: list[Job], report: BatchReport) -> None:
         if report.too_large:
             self.cap.lower(self._size_of(report.too_large))
-        self._returns.note_done(self._clock(), len(batch), self.cost_model.line[0])
+            self._limits = self._find_limits()
+        n = len(batch)
+        self._returns.note_done(self._clock(), n, self.cost_model.line[0])
         self._dispatch()
-        self.n_batched += len(batch)
+        self.n_batched += n
         self.n_batches += 1
-        self.n_splits += report.n_splits
-        self.n_out_of_memory += report.n_out_of_memory
-        costs = [job.cost for job in batch]
+        costs = list(map(_cost_of, batch))
         self._metrics.note_batch(costs, is_padded=self._batching.padded)
-        if traced := [job.call.traceparent for job in batch if job.call.traceparent]:
+        if traced := list(filter(None, map(_traceparent_of, batch))):
             trace_batch(*self._metrics.labels, traced, costs, report)
         if report.n_splits or report.n_out_of_memory:
+            self.n_splits += report.n_splits
+            self.n_out_of_memory += report.n_out_of_memory
             self._metrics.note_troubles(
                 n_splits=report.n_splits,
                 n_isolated=report.n_isolated,
                 n_out_of_memory=report.n_out_of_memory,
             )
         if not report.n_splits:  # what was run several times says nothing of what it costs
-            self.cost_model.observe(len(batch), report.infer_s)
-            if not report.has_failed:
+            self.cost_model.observe(n, report.infer_s)
+            if self.cap.is_lowered and not report.has_failed:
                 self.cap.note_fit(self._size_of(batch))
+                self._limits = self._find_limits()
 
     def __repr__(self) -> str:
         return f"<Batcher {self._queue!r}>"

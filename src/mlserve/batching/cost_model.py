@@ -41,6 +41,7 @@ class CostModel:
     def __init__(self) -> None:
         self.n_observed = 0
         self._weight = self._n = self._s = self._nn = self._ns = 0.0
+        self._line: tuple[float, float] | None = None  # until something new is learned
 
     def observe(self, n: int, duration_s: float) -> None:
         """Learn that a batch of `n` took `duration_s` seconds."""
@@ -50,6 +51,7 @@ class CostModel:
         self._s = self._s * _DECAY + duration_s
         self._nn = self._nn * _DECAY + n * n
         self._ns = self._ns * _DECAY + n * duration_s
+        self._line = None
 
     @property
     def is_known(self) -> bool:
@@ -59,15 +61,9 @@ class CostModel:
     @property
     def line(self) -> tuple[float, float]:
         """`a` in seconds and `b` in seconds per request, neither below zero."""
-        if self._weight == 0:
-            return 0.0, 0.0
-        mean_n, mean_s = self._n / self._weight, self._s / self._weight
-        variance = self._nn / self._weight - mean_n * mean_n
-        if variance <= 1e-9:  # one size only: the whole cost may as well be fixed
-            return mean_s, 0.0
-        slope = (self._ns / self._weight - mean_n * mean_s) / variance
-        slope = min(max(slope, 0.0), mean_s / mean_n)
-        return mean_s - slope * mean_n, slope
+        if self._line is None:
+            self._line = self._fitted()
+        return self._line
 
     def predict(self, n: int) -> float:
         """Say how long a batch of `n` should take, in seconds; 0 when nothing is known."""
@@ -82,6 +78,18 @@ class CostModel:
         if fixed + each * max_size <= target_s:
             return max_size
         return max(1, min(max_size, int((target_s - fixed) / each))) if each > 0 else 1
+
+    def _fitted(self) -> tuple[float, float]:
+        weight = self._weight
+        if weight == 0:
+            return 0.0, 0.0
+        mean_n, mean_s = self._n / weight, self._s / weight
+        variance = self._nn / weight - mean_n * mean_n
+        if variance <= 1e-9:  # one size only: the whole cost may as well be fixed
+            return mean_s, 0.0
+        slope = (self._ns / weight - mean_n * mean_s) / variance
+        slope = min(max(slope, 0.0), mean_s / mean_n)
+        return mean_s - slope * mean_n, slope
 
 
 def queue_capacity(

@@ -27,20 +27,24 @@ class MemoryCap:
         self._n_fitting = 0
         self.limit = ceiling
         """The largest batch that should be tried."""
+        self.is_lowered = False
+        """Whether memory allows less than the options do."""
 
     def lower(self, failed: int) -> None:
         """Learn that a batch of this size did not fit."""
         self.limit = max(1, min(self.limit, failed // 2))
+        self.is_lowered = self.limit < self._ceiling
         self._n_fitting = 0
 
     def note_fit(self, size: int) -> None:
         """Learn that a batch of this size fitted; one that is far below the cap says nothing."""
-        if self.limit == self._ceiling or 2 * size < self.limit:
+        if not self.is_lowered or 2 * size < self.limit:
             return
         self._n_fitting += 1
         if self._n_fitting >= _RAISED_AFTER:
             self._n_fitting = 0
             self.limit = min(self._ceiling, self.limit + max(1, self.limit // _RAISED_BY))
+            self.is_lowered = self.limit < self._ceiling
 
     def __repr__(self) -> str:
         return f"<MemoryCap {self.limit} of {self._ceiling}>"

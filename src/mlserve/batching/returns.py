@@ -55,11 +55,11 @@ class Returns:
             n: How many requests it had.
             fixed_s: What a batch costs whatever its size, in seconds.
         """
-        self._learn()
+        if self._n_done:
+            self._learn()
         self._n_done, self._n_returned = n, 0
         self._done_at = self._last_at = now
-        self._gaps_s.clear()
-        self._window_s = min(fixed_s, _WINDOW_S)
+        self._window_s = fixed_s if fixed_s < _WINDOW_S else _WINDOW_S
 
     def note_arrival(self, now: float) -> None:
         """Learn that a request has come."""
@@ -79,8 +79,10 @@ class Returns:
 
     def n_expected(self, n_room: int) -> float:
         """Say how many more should return, of those that there is room for; 0 for less than one."""
-        n = min(self._share * self._n_done - self._n_returned, n_room)
-        return n if n >= _LEAST_EXPECTED else 0.0
+        n = self._share * self._n_done - self._n_returned
+        if n < _LEAST_EXPECTED or n_room < 1:
+            return 0.0
+        return min(n, n_room)
 
     def hold_s(self, now: float, *, n_waiting: int, n_room: int, fixed_s: float) -> float:
         """
@@ -115,13 +117,12 @@ class Returns:
 
     def _learn(self) -> None:
         """Take in what followed the batch before."""
-        if self._n_done == 0:
-            return
         self._share += _WEIGHT * (self._n_returned / self._n_done - self._share)
         if self._gaps_s:
             mean_s = sum(self._gaps_s) / len(self._gaps_s)
             self._gap_s += _WEIGHT * (mean_s - self._gap_s)
             self._longest_gap_s += _WEIGHT * (max(self._gaps_s) - self._longest_gap_s)
+            self._gaps_s.clear()
 
     def __repr__(self) -> str:
         return f"<Returns {self._share:.0%}, {self._n_returned} of {self._n_done} by now>"

@@ -44,6 +44,7 @@ class HooksBeside:
         """How many requests are in these hooks."""
         self._handler = handler
         self._pipeline = pipeline
+        self._postprocess = pipeline.contract.hooks["postprocess"]
         self._mailbox = mailbox
         self._on_change = on_change
         self._worker = Worker(name, mailbox)
@@ -65,19 +66,19 @@ class HooksBeside:
 
     def finish(self, batch: list[Job], outcomes: list[Outcome]) -> None:
         """Turn what the model has made into responses, and answer."""
-        postprocess = self._pipeline.contract.hooks["postprocess"]
+        postprocess = self._postprocess
+        if not postprocess.overridden:
+            self._finish_plainly(batch, outcomes)
+            return
         self._count(len(batch))  # their hooks still run: not idle
         if postprocess.needs_thread:
             self._worker.submit_or(
                 partial(self._finish_here, batch, outcomes),
                 lambda error: self._fail_all(batch, error),
             )
-        elif postprocess.is_async and postprocess.overridden:
-            for job, outcome in zip(batch, outcomes, strict=True):
-                self._tasks.spawn(self._finish_mixed(job, outcome))
         else:
             for job, outcome in zip(batch, outcomes, strict=True):
-                self._answer(job, *self._finished(job, outcome))
+                self._tasks.spawn(self._finish_mixed(job, outcome))
 
     async def close(self) -> None:
         """End the thread, after what runs in it."""
@@ -88,8 +89,8 @@ class HooksBeside:
         self.n_running += n
         self._on_change()
 
-    # An error is never a local of a frame that its own traceback holds: the two would keep each
-    # other, and the request, until the collector comes.
+    # An error is never a local of a frame that its own traceback holds, nor of one that called
+    # it: the two would keep each other, and the request, until the collector comes.
 
     def _prepare_here(self, job: Job, then: Prepared) -> None:
         self._mailbox.post(self._prepared, job, then, self._try_prepare(job))
@@ -118,6 +119,18 @@ class HooksBeside:
     def _prepared(self, job: Job, then: Prepared, error: MLServeError | None) -> None:
         self._count(-1)
         then(job, error)
+
+    def _finish_plainly(self, batch: list[Job], outcomes: list[Outcome]) -> None:
+        """Answer at once where no hook has to be called."""
+        accept = self._pipeline.accept
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, MLServeError):
+                job.fail(outcome)
+            elif job.abandoned:
+                job.result(None)
+            else:
+                _answer(job, *accept(job, outcome))
+        self._on_change()
 
     def _finish_here(self, batch: list[Job], outcomes: list[Outcome]) -> None:
         for job, outcome in zip(batch, outcomes, strict=True):
@@ -155,10 +168,14 @@ class HooksBeside:
 
     def _answer(self, job: Job, value: Any, error: MLServeError | None) -> None:
         self._count(-1)
-        if error is not None:
-            job.fail(error)
-        else:
-            job.result(value)
+        _answer(job, value, error)
 
     def __repr__(self) -> str:
         return f"<HooksBeside of {self.n_running} requests>"
+
+
+def _answer(job: Job, value: Any, error: MLServeError | None) -> None:
+    if error is not None:
+        job.fail(error)
+    else:
+        job.result(value)

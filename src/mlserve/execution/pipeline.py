@@ -7,6 +7,7 @@ Whatever a hook raises ends here: it becomes the error of the requests that it b
 import itertools
 import time
 from collections.abc import Callable, Mapping, Set
+from operator import attrgetter
 from typing import Any
 
 from mlserve.batching.queue import BatchLimits, RequestQueue
@@ -40,6 +41,7 @@ _OWN_FAULTS = (ModelError, OutOfMemoryError)
 Outcome = Any
 """An output of `infer`, or the `MLServeError` that stands in its place."""
 
+_payload_of = attrgetter("payload")
 _ONE_AT_A_TIME = Batching(max_size=1)
 _WARM_STEPS = 64
 _NOT_A_BATCH = (str, bytes, Mapping, Set)
@@ -63,17 +65,13 @@ class Pipeline:
         self.clock = clock
         hooks = contract.hooks
         self._prepare_hooks = [hooks["preprocess"], hooks["cost"], hooks["batch_key"]]
-
-    @property
-    def prepares_in_thread(self) -> bool:
-        """Whether every hook before the queue is sync, and there is one."""
         written = [hook for hook in self._prepare_hooks if hook.overridden]
-        return bool(written) and all(hook.needs_thread for hook in written)
-
-    @property
-    def prepares_nothing(self) -> bool:
+        self.prepares_in_thread = bool(written) and all(hook.needs_thread for hook in written)
+        """Whether every hook before the queue is sync, and there is one."""
+        self.prepares_nothing = not written
         """Whether there is no hook before the queue."""
-        return not any(hook.overridden for hook in self._prepare_hooks)
+        self._infer_hook, self._postprocess = hooks["infer"], hooks["postprocess"]
+        self._accept = contract.response.accept
 
     def prepare(self, job: Job) -> Stage[None]:
         """
@@ -120,7 +118,8 @@ class Pipeline:
             report: Notes what happened on the way.
         """
         outcomes = yield from self._infer(jobs, report)
-        report.has_failed = all(isinstance(outcome, _OWN_FAULTS) for outcome in outcomes)
+        if isinstance(outcomes[0], _OWN_FAULTS):
+            report.has_failed = all(isinstance(outcome, _OWN_FAULTS) for outcome in outcomes)
         return outcomes
 
     def note_error(self, error: BaseException) -> None:
@@ -129,17 +128,26 @@ class Pipeline:
     def _infer(self, jobs: list[Job], report: BatchReport) -> Stage[list[Outcome]]:
         try:
             outputs = yield self._infer_step(jobs)
-            outcomes = contained(self._one_per_job, outputs, len(jobs))
+            if type(outputs) is list and len(outputs) == len(jobs):
+                outcomes = list(outputs)  # a copy: the handler may go on with its own
+            else:
+                outcomes = contained(self._one_per_job, outputs, len(jobs))
         except Exception as exc:  # noqa: BLE001 - user code may raise anything
             self.note_error(exc)
             is_splittable = len(jobs) > 1 and self.contract.handler_class.idempotent
             is_memory = is_out_of_memory(exc) and not isinstance(exc, MLServeError)
             if isinstance(exc, ModelOutputError):
                 logger.error("infer.output.refused: %s", exc, extra={"model": self.name})
+            if not is_splittable and not is_memory:
+                report.n_isolated += report.n_splits > 0
+                return [self._as_batch_error(exc, jobs)] * len(jobs)
+            # Never the exception itself, whose traceback holds this frame.
             error = None if is_splittable else self._as_batch_error(exc, jobs)
             if is_memory:
                 self._note_out_of_memory(exc, jobs, report)
         else:
+            if not any(map(isinstance, outcomes, itertools.repeat(BaseException))):
+                return outcomes
             return [
                 as_model_error(outcome, "infer", self.name, job)
                 if isinstance(outcome, BaseException)
@@ -185,7 +193,7 @@ class Pipeline:
             MLServeError: If `postprocess` raised or its result does not fit the response type.
         """
         job.times.postprocess_at = started = self.clock()
-        postprocess = self.contract.hooks["postprocess"]
+        postprocess = self._postprocess
         try:
             if postprocess.overridden:
                 arguments = (output, job.call) if postprocess.wants_call else (output,)
@@ -200,6 +208,20 @@ class Pipeline:
             raise as_model_error(exc, "postprocess", self.name, job) from exc
         finally:
             job.times.postprocess_s = self.clock() - started
+
+    def accept(self, job: Job, output: Any) -> tuple[Any, MLServeError | None]:
+        """Do what `finish` does where there is no `postprocess`, and give the response or error."""
+        times = job.times
+        times.postprocess_at = started = self.clock()
+        try:
+            return self._accept(output), None
+        except ModelOutputError as exc:
+            logger.error("output.refused: %s", exc, extra=_about(self.name, job))
+            return None, exc
+        except BaseException as exc:  # noqa: BLE001 - a validator may raise anything
+            return None, as_model_error(as_exception(exc), "postprocess", self.name, job)
+        finally:
+            times.postprocess_s = self.clock() - started
 
     def admit(self, job: Job) -> Stage[Any]:
         """Take a job's input into a stepped handler, and give its sequence."""
@@ -300,16 +322,16 @@ class Pipeline:
         return Job(example, call, timeout_s=call.remaining_s)
 
     def _infer_step(self, jobs: list[Job]) -> Step:
-        hook = self.contract.hooks["infer"]
-        inputs = [job.payload for job in jobs]
+        hook = self._infer_hook
+        inputs = list(map(_payload_of, jobs))
         return Step(hook, (inputs, [job.call for job in jobs]) if hook.wants_call else (inputs,))
 
     def _one_per_job(self, outputs: Any, n: int) -> list[Any]:
         """Split what `infer` returned into one output per input."""
-        kind = type(outputs).__name__
         if isinstance(outputs, _NOT_A_BATCH) or not hasattr(outputs, "__len__"):
             raise ModelOutputError(
-                f"`infer` of model `{self.name}` returned a value of type `{kind}`. Return a"
+                f"`infer` of model `{self.name}` returned a value of type"
+                f" `{type(outputs).__name__}`. Return a"
                 " list, array or tensor with one output per input, in order."
             )
         try:
@@ -318,7 +340,7 @@ class Pipeline:
             n_outputs = 0
         if n_outputs == n:
             # Without a postprocess, one copy serves the whole batch.
-            is_final = not self.contract.hooks["postprocess"].overridden
+            is_final = not self._postprocess.overridden
             at_once = is_final and hasattr(outputs, "tolist")
             values: list[Any] = outputs.tolist() if at_once else list(outputs)
             n_outputs = len(values)  # a data frame has the length of its rows, but gives columns

@@ -131,7 +131,10 @@ class ReplicaPool:
         if not self._serving:
             self._waiting_prepares.append((job, then))
             return
-        min(self._serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
+        if self._serving[0].prepares_nothing:
+            then(job, None)
+        else:
+            min(self._serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, left: Callable[[], None]) -> None:
         """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
@@ -142,7 +145,7 @@ class ReplicaPool:
 
     def forget_stream(self, job: Job) -> None:
         """Drop a stream that still waits; its place is free at once."""
-        if self._waiting_streams.discard(job):
+        if self._ways and self._waiting_streams.discard(job):
             _, left = self._ways.pop(job)
             left()
 

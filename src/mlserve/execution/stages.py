@@ -8,8 +8,7 @@ a process: only the driver differs.
 
 import asyncio
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mlserve.contract import Hook
 from mlserve.execution.worker import Worker
@@ -19,8 +18,7 @@ __all__ = ["Stage", "Step", "as_exception", "contained", "is_cancelling", "run_h
 ResultT = TypeVar("ResultT")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One hook to call with its arguments."""
 
     hook: Hook
@@ -51,7 +49,11 @@ async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> Resu
         step = next(stage)
         while True:
             try:
-                value = await _call_mixed(handler, step, worker)
+                hook, args = step
+                if hook.is_async and hook.name != "stream":
+                    value = await getattr(handler, hook.name)(*args)
+                else:
+                    value = await _call_mixed(handler, step, worker)
             except BaseException as exc:
                 if is_cancelling():
                     raise
@@ -63,8 +65,10 @@ async def run_mixed(stage: Stage[ResultT], handler: Any, worker: Worker) -> Resu
 
 
 def _call(handler: Any, step: Step) -> Any:
-    value = getattr(handler, step.hook.name)(*step.args)
-    if step.hook.name != "stream":
+    hook, args = step
+    name = hook.name
+    value = getattr(handler, name)(*args)
+    if name != "stream":
         return value
     # Only warm-up runs `stream` as a stage: its first chunk shows that it works.
     generator = iter(value)
@@ -76,13 +80,12 @@ def _call(handler: Any, step: Step) -> Any:
 
 
 async def _call_mixed(handler: Any, step: Step, worker: Worker) -> Any:
-    if step.hook.needs_thread:
-        return await worker.call(lambda: _call(handler, step))
-    if not step.hook.is_async:
+    hook, args = step
+    if not hook.is_async:
+        if hook.overridden:
+            return await worker.call(lambda: _call(handler, step))
         return _call(handler, step)
-    value = getattr(handler, step.hook.name)(*step.args)
-    if step.hook.name != "stream":
-        return await value
+    value = handler.stream(*args)
     try:
         return await anext(value, None)
     finally:

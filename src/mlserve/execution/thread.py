@@ -61,14 +61,16 @@ class ThreadReplica:
         """How many requests are in the batch that runs, until its thread returns."""
         self._handler = handler
         self._pipeline = pipeline
+        self.prepares_nothing = pipeline.prepares_nothing
+        """Whether there is no hook before the queue."""
+        self._infer_hook = pipeline.contract.hooks["infer"]
         self._mailbox = mailbox
         self._on_report = on_report
         name = f"mlserve-{context.name}-{context.replica}"
         self._main = Worker(name, mailbox)
         self._beside = HooksBeside(handler, pipeline, f"{name}-hooks", mailbox, self._note_idle)
         self._tasks = TaskSet()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
         self._stepper: Stepper | None = None
         self._load_begun = False
         self._closing: asyncio.Task[None] | None = None
@@ -122,13 +124,11 @@ class ThreadReplica:
     def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         """Run a batch; `done` is told what became of it, before the answers are there."""
         self.n_in_batch = len(batch)
-        self._note_idle()
-        if self._pipeline.contract.hooks["infer"].is_async:
+        if self._infer_hook.is_async:
             self._tasks.spawn(self._infer_mixed(batch, done))
         else:
             self._main.submit_or(
-                partial(self._infer_here, batch, done),
-                lambda error: self._inferred(batch, [error] * len(batch), BatchReport(), done),
+                partial(self._infer_here, batch, done), partial(self._not_inferred, batch, done)
             )
 
     @property
@@ -146,7 +146,6 @@ class ThreadReplica:
             done: Told on the event loop that another one may run.
         """
         self.n_streams += 1
-        self._note_idle()
         if self._stepper is not None:
             self._stepper.enter(Entry(job, channel, partial(self._stepped, done)))
             return
@@ -207,7 +206,10 @@ class ThreadReplica:
 
     async def wait_idle(self) -> None:
         """Wait until no hook of any request runs."""
-        await self._idle.wait()
+        if self.n_running:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
     async def close(self) -> None:
         """
@@ -240,11 +242,8 @@ class ThreadReplica:
 
     def _infer_here(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         report = BatchReport(infer_at=self._pipeline.clock())
-        outcomes = self._guarded(
-            batch, lambda: run_here(self._pipeline.infer(batch, report), self._handler)
-        )
-        report.infer_s = self._pipeline.clock() - report.infer_at
-        self._mailbox.post(self._inferred, batch, outcomes, report, done)
+        # No local holds the outcomes: see `beside` for what errors among them would keep.
+        self._mailbox.post(self._inferred, batch, self._try_infer(batch, report), report, done)
 
     async def _infer_mixed(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         report = BatchReport(infer_at=self._pipeline.clock())
@@ -258,12 +257,19 @@ class ThreadReplica:
         report.infer_s = self._pipeline.clock() - report.infer_at
         self._inferred(batch, outcomes, report, done)
 
-    def _guarded(self, batch: list[Job], run: Callable[[], list[Outcome]]) -> list[Outcome]:
+    def _try_infer(self, batch: list[Job], report: BatchReport) -> list[Outcome]:
         """Give an outcome for every job whatever happens: a lost one would hang its client."""
         try:
-            return run()
+            return run_here(self._pipeline.infer(batch, report), self._handler)
         except BaseException as exc:  # noqa: BLE001 - user code may raise anything
             return [as_answer(exc, "infer", self.context.name)] * len(batch)
+        finally:
+            report.infer_s = self._pipeline.clock() - report.infer_at
+
+    def _not_inferred(
+        self, batch: list[Job], done: Callable[[BatchReport], None], error: MLServeError
+    ) -> None:
+        self._inferred(batch, [error] * len(batch), BatchReport(), done)
 
     def _inferred(
         self,
@@ -273,8 +279,11 @@ class ThreadReplica:
         done: Callable[[BatchReport], None],
     ) -> None:
         self.n_in_batch = 0
+        infer_at, infer_s = report.infer_at, report.infer_s
         for job in batch:
-            job.times.infer_at, job.times.infer_s = report.infer_at, report.infer_s
+            times = job.times
+            times.infer_at = infer_at
+            times.infer_s = infer_s
             job.stage = "postprocess"
         try:
             self._on_report(self, report)
@@ -294,10 +303,9 @@ class ThreadReplica:
         done()
 
     def _note_idle(self) -> None:
-        if self.n_running:
-            self._idle.clear()
-        else:
+        if self._idle is not None and not self.n_running:
             self._idle.set()
+            self._idle = None
 
     def __repr__(self) -> str:
         state = "busy" if self.is_busy else "idle"

@@ -90,6 +90,9 @@ class Worker:
 
     def submit_or(self, task: Callable[[], None], fail: Callable[[MLServeError], None]) -> None:
         """Run `task` as `submit` does; `fail` is called on the event loop if that cannot be."""
+        if self._thread is not None:
+            self._tasks.put(task)
+            return
         try:
             self.submit(task)
         except RuntimeError:  # the system gives no further thread
