@@ -1,15 +1,19 @@
 """A head that came before is taken for what it was; nothing of one caller is kept."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastapi import Depends
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.http.waiting import until
 
-from mlserve import ModelHandler, ModelServer, ServerSettings
+from mlserve import ModelHandler, ModelServer, ServerSettings, api_keys
 from mlserve.http.heads import KnownHeads
 from mlserve.http.route import ModelRoute
 from mlserve.testing import running
@@ -66,12 +70,26 @@ def test_whatever_differs_is_not_known(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["authorization", "x_api_key", "cookie", "x_request_id", "traceparent", "x_anything"]
+    "name", ["cookie", "x_request_id", "traceparent", "x_anything", "x_request_timeout"]
 )
-def test_a_head_with_what_belongs_to_one_caller_or_request_is_not_kept(name: str) -> None:
+def test_a_head_with_what_belongs_to_one_request_is_not_kept(name: str) -> None:
     known = learnt(b"POST / HTTP/1.1\r\nHost: a", **{name: b"secret"})
 
     assert len(known) == 0
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+def test_a_head_with_credentials_is_known_to_its_own_connection_only(name: str) -> None:
+    known = KnownHeads()
+    headers = {b"content-type": b"application/json", b"content-length": b"3", name.encode(): b"key"}
+
+    own = known.learn(b"POST /\r\n\r\n{1}", PLAIN, SCOPE, headers)
+
+    assert len(known) == 0
+    assert known.find(b"POST /\r\n\r\n[2]") is None
+    found = known.find(b"POST /\r\n\r\n[2]", own)
+    assert found is not None
+    assert found[1] == b"[2]"
 
 
 def test_a_head_is_not_kept_whose_ordinary_header_carries_the_request_id() -> None:
@@ -102,8 +120,8 @@ class Echo(ModelHandler[str, str]):
 
 
 @contextmanager
-def connected() -> Iterator[socket.socket]:
-    with running(ModelServer().add("m", Echo), timeout_s=15) as client:
+def connected(server: ModelServer | None = None) -> Iterator[socket.socket]:
+    with running(server or ModelServer().add("m", Echo), timeout_s=15) as client:
         address = client.base_url.host, client.base_url.port or 0
         with socket.create_connection(address, 10) as connection:
             yield connection
@@ -135,6 +153,23 @@ def test_requests_with_one_head_are_answered_each_by_its_body_and_with_an_id_of_
     assert [body for _, body in answers] == [b'"%03d"' % i for i in range(50)]
     ids = {line for head, _ in answers for line in head.split(b"\r\n") if b"x-request-id" in line}
     assert len(ids) == 50
+
+
+@pytest.mark.slow
+def test_a_key_that_is_taken_away_opens_no_longer_on_a_connection_that_has_used_it(
+    tmp_path: Path,
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a=key-number-one-of-two\n")
+    server = ModelServer(dependencies=[Depends(api_keys(keys))]).add("m", Echo)
+    more = b"X-API-Key: key-number-one-of-two\r\n"
+
+    with connected(server) as connection:
+        assert [asked(connection, b'"one"', more)[0].split()[1] for _ in range(3)] == [b"200"] * 3
+        keys.write_text("b=key-number-two-of-two\n")
+        os.utime(keys, (1, 1))
+
+        until(lambda: asked(connection, b'"one"', more)[0].split()[1] == b"401")
 
 
 @pytest.mark.slow

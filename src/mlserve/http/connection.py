@@ -127,7 +127,7 @@ class Connection(WireProtocol):
         is_between = self._is_idle and not self._is_in_head
         is_plain = self._reusable is not None and self.cycle is self._reusable
         if is_between and is_plain and not self._is_ending:
-            found = self._door.find(data)
+            found = self._door.find(data, self._own_head)
             if found is not None and self._repeat(*found):
                 return
         self._entered = None
@@ -135,7 +135,7 @@ class Connection(WireProtocol):
         entered, self._entered = self._entered, None
         is_waiting = entered is not None and self.has_whole_body and self.cycle.keep_alive
         if is_between and entered is not None and is_waiting:
-            self._door.learn(data, entered)
+            self._own_head = self._door.learn(data, entered) or self._own_head
 
     def _take(self, data: bytes) -> None:
         """Parse a piece, and refuse heads that are too large, too slow or no HTTP."""

@@ -64,14 +64,20 @@ class Gate:
     ) -> DirectPrediction | None:
         """Begin to answer a request whose head came before, as `enter` does."""
         scope[REQUEST_ID] = new_request_id()  # a head that is known names none
-        model = known.route.predicts
-        if model is None or _is_refused(known.route, scope, connection):
+        route = known.route
+        model = route.predicts
+        if model is None or not route.is_lean:
             return None
-        return DirectPrediction(known.route, model, scope, connection, known.headers)
+        if not route.guards and _is_refused(route, scope, connection):
+            return None
+        prediction = DirectPrediction(route, model, scope, connection, known.headers)
+        if route.guards:
+            prediction.begin()
+        return prediction
 
-    def learn(self, data: bytes, direct: DirectPrediction) -> None:
+    def learn(self, data: bytes, direct: DirectPrediction) -> tuple[bytes, KnownHead] | None:
         """Note the head of a request that goes the short way, and came in one piece."""
-        self._heads.learn(data, direct.route, direct.scope, direct.headers)
+        return self._heads.learn(data, direct.route, direct.scope, direct.headers)
 
 
 def _is_refused(route: ModelRoute, scope: Scope, connection: Connection) -> bool:

@@ -3,8 +3,9 @@ Heads of requests that were parsed before.
 
 A client that keeps its connection sends the same head again and again, to the byte, and what was
 found in it then, by the parser and by the checks of a head, holds for the next one too. Only heads
-of plain predictions are kept, and none with anything in it that belongs to one caller or request:
-no credentials, no ids, no cookies. Shared by all connections of a process; event loop only.
+of plain predictions are kept, and none with anything in it that belongs to one request, such as an
+id. All connections of a process share them, but for those with credentials, of which a connection
+remembers its own last one. Event loop only.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _COMMON = frozenset(
         b"user-agent",
     }
 )
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _OF_UVICORN = (
     "asgi",
     "client",
@@ -75,17 +77,26 @@ class KnownHeads:
     def __len__(self) -> int:
         return len(self._heads)
 
-    def find(self, data: bytes) -> tuple[KnownHead, bytes] | None:
-        """Give what is known of a request that came in one piece, and its body."""
+    def find(
+        self, data: bytes, own: tuple[bytes, KnownHead] | None = None
+    ) -> tuple[KnownHead, bytes] | None:
+        """
+        Give what is known of a request that came in one piece, and its body.
+
+        Args:
+            data: The request.
+            own: The head that only this connection remembers, if it does.
+        """
         end = data.find(b"\r\n\r\n") + 4
-        known = self._heads.get(data[:end])
+        head = data[:end]
+        known = self._heads.get(head) if own is None or own[0] != head else own[1]
         if known is None or len(data) != end + known.n_body:
             return None
         return known, data[end:]
 
     def learn(
         self, data: bytes, route: ModelRoute, scope: Scope, headers: dict[bytes, bytes]
-    ) -> None:
+    ) -> tuple[bytes, KnownHead] | None:
         """
         Keep the head of a request that goes the short way.
 
@@ -94,20 +105,27 @@ class KnownHeads:
             route: Its route.
             scope: Its scope.
             headers: Its headers.
+
+        Returns:
+            A head that only its connection may remember.
         """
         end = data.find(b"\r\n\r\n") + 4
         id_header = route.settings.request_id_header.lower().encode()
-        is_plain = headers.get(b"content-type") == b"application/json" and not route.guards
-        if not (4 < end <= _LONGEST_BYTES and is_plain and headers.keys() <= _COMMON - {id_header}):
-            return
+        others = headers.keys() - (_COMMON - {id_header})
+        is_plain = headers.get(b"content-type") == b"application/json" and others <= _CREDENTIALS
+        if not (is_plain and 4 < end <= _LONGEST_BYTES):
+            return None
         n_body = int(headers[b"content-length"])
         if len(data) != end + n_body:
-            return  # the head belongs to another request, which came right before
+            return None  # the head belongs to another request, which came right before
+        kept = {name: scope[name] for name in _OF_UVICORN}
+        known = KnownHead(route, kept, headers, n_body)
+        if others:
+            return data[:end], known
         if len(self._heads) >= self._most:
             del self._heads[next(iter(self._heads))]
-        kept = {name: scope[name] for name in _OF_UVICORN}
-        n_body = int(headers[b"content-length"])
-        self._heads[data[:end]] = KnownHead(route, kept, headers, n_body)
+        self._heads[data[:end]] = known
+        return None
 
     def __repr__(self) -> str:
         return f"<KnownHeads {len(self)} of {self._most}>"

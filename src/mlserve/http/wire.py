@@ -62,14 +62,18 @@ class Door(Protocol):
     def enter(self, scope: Scope, connection: Any) -> Direct | None:
         """Take a request when its head is there."""
 
-    def find(self, data: bytes) -> tuple[Known, bytes] | None:
+    def find(self, data: bytes, own: Any) -> tuple[Known, bytes] | None:
         """Look whether a whole request has a head that came before; give that, and its body."""
 
     def repeat(self, known: Any, scope: Scope, connection: Any) -> Direct | None:
         """Take a request whose head came before."""
 
-    def learn(self, data: bytes, direct: Any) -> None:
-        """Note the head of a request that goes on without a task, and came in one piece."""
+    def learn(self, data: bytes, direct: Any) -> Any:
+        """
+        Note the head of a request that goes on without a task, and came in one piece.
+
+        What is given is for this connection alone, and to be shown to `find`.
+        """
 
 
 class WireProtocol(HttpToolsProtocol):
@@ -103,6 +107,8 @@ class WireProtocol(HttpToolsProtocol):
         self._direct: Direct | None = None
         # The same, until it is learnt how its head looks.
         self._entered: Direct | None = None
+        # The head of this connection that others need not know, and what was found in it.
+        self._own_head: Any = None
         # The request that was read last if it had no task, which would hold it.
         self._reusable: RequestResponseCycle | None = None
         self._on_leave: Callable[[], None] | None = None
@@ -206,10 +212,12 @@ class WireProtocol(HttpToolsProtocol):
         cycle.scope = scope
         cycle.response_started = cycle.response_complete = False
         direct = self._door.repeat(known, scope, self)
+        if cycle.response_complete:
+            return True
         if direct is not None:
             self._on_leave = direct.leave
             direct.take(body)
-        elif not cycle.response_complete:
+        else:
             cycle.response_started = cycle.response_complete = True
             self._answering = None
             return False
