@@ -129,11 +129,10 @@ class Place:
     client: httpx2.Client
     records: list[InferenceRecord] = field(default_factory=list)
 
-    @contextmanager
-    def connected(self) -> Iterator[socket.socket]:
+    def connected(self) -> socket.socket:
+        """Connect; a `with` closes it."""
         address = self.client.base_url.host, self.client.base_url.port or 0
-        with socket.create_connection(address, 10) as connection:
-            yield connection
+        return socket.create_connection(address, 10)
 
     def ask(self, *pieces: bytes) -> Answer:
         """Send one request on a connection of its own."""
