@@ -72,6 +72,13 @@ def _of_noop(results: Results) -> list[Bar]:
             lambda x: x >= 2,
         ),
         _bar(
+            "P1",
+            "the same with `api_keys()`",
+            "≥ 2",
+            ratio("mlserve-keys", "fastapi", "64 connections", "per_s"),
+            lambda x: x >= 2,
+        ),
+        _bar(
             "P2",
             "no-op, 1 connection: p50 × FastAPI `async def`",
             "≤ 1.05",

@@ -69,7 +69,7 @@ def measured(
     """
     url = f"http://127.0.0.1:{running.port}{system.paths[workload.name]}"
     first, *more = [system.body(payload) for payload in payloads(workload)]
-    target = Target(url, first, more=tuple(more))
+    target = Target(url, first, system.headers, more=tuple(more))
     answers: list[Answer] = []
 
     async def load(seconds: float, n_clients: int) -> int:
@@ -118,7 +118,8 @@ def has_settled(system: System, workload: Workload, running: Running) -> bool:
     """Say whether a lone request is answered soon: nothing is left of the load before."""
     body = system.body(payloads(workload)[0])
     try:
-        status, _ = ask(running.port, system.paths[workload.name], body, timeout_s=1.0)
+        path = system.paths[workload.name]
+        status, _ = ask(running.port, path, body, system.headers, timeout_s=1.0)
     except OSError:
         return False
     return status == 200

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def check(system: System, workload: Workload, running: Running) -> list[float] |
         asked = [{"x": number + 0.5} for number in range(N_CHECKED)]
     with ThreadPoolExecutor(16) as pool:
         bodies = [system.body(payload) for payload in asked]
-        answers = list(pool.map(lambda body: ask(running.port, path, body), bodies))
+        answers = list(pool.map(lambda body: ask(running.port, path, body, system.headers), bodies))
     if workload.name != "minilm":
         for payload, answer in zip(asked, answers, strict=True):
             _expect(system, answer, 2 * payload["x"])  # type: ignore[operator]  # a number
@@ -147,11 +147,26 @@ def check(system: System, workload: Workload, running: Running) -> list[float] |
     return list(vectors[0])
 
 
-def ask(port: int, path: str, body: bytes, timeout_s: float = 30.0) -> tuple[int, bytes]:
-    """Give status and body of an answer, on a connection of its own; no body makes it a GET."""
+def ask(
+    port: int,
+    path: str,
+    body: bytes,
+    more: Sequence[tuple[str, str]] = (),
+    timeout_s: float = 30.0,
+) -> tuple[int, bytes]:
+    """
+    Give status and body of an answer, on a connection of its own.
+
+    Args:
+        port: Where.
+        path: What.
+        body: The body; an empty one makes it a GET.
+        more: Further headers.
+        timeout_s: How long it may take, in seconds.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **dict(more)}
         connection.request("POST" if body else "GET", path, body or None, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
@@ -179,7 +194,7 @@ def _await_answer(
         if process.poll() is not None:
             raise FailedError(f"ended with {process.returncode}: {_last_line(log)}")
         try:
-            status, _ = ask(port, system.paths[workload.name], body, timeout_s=5.0)
+            status, _ = ask(port, system.paths[workload.name], body, system.headers, timeout_s=5.0)
         except (OSError, http.client.HTTPException):
             status = 0
         if status == 200:

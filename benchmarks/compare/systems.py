@@ -41,6 +41,8 @@ class System:
     packages: tuple[str, ...] = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools")
     """What else the report names the version of."""
     variables: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    """What it is asked with besides."""
     wrap: Wrap = _itself
     unwrap: Unwrap = _value
     start_s: float = 60.0
@@ -141,6 +143,7 @@ def _everywhere(path: str, *workloads: str) -> dict[str, str]:
 
 _PREDICT = _everywhere("/v1/models/model/predict", "noop", "accelerator", "overload", "minilm")
 _STREAM = {"sse": "/v1/models/model/stream"}
+_KEY = "a-key-for-the-benchmarks"
 _BATCHED = ("accelerator", "overload")
 _MOSEC = _script("mosec", "--port", "{port}", "--address", "127.0.0.1", "--log-level", "warning")
 
@@ -160,6 +163,14 @@ SYSTEMS = {
             command=_mlserve,
             paths=_everywhere("/v1/models/model/predict", "noop"),
             variables=(("BENCHMARK_OWN_SERVER", "1"), ("BENCHMARK_INLINE", "1")),
+        ),
+        System(
+            name="mlserve-keys",
+            title="mlserve with API keys",
+            command=_mlserve,
+            paths=_everywhere("/v1/models/model/predict", "noop"),
+            variables=(("BENCHMARK_OWN_SERVER", "1"), ("BENCHMARK_KEY", _KEY)),
+            headers=(("X-API-Key", _KEY),),
         ),
         System(
             name="mlserve-uvicorn",

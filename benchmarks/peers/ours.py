@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterator
 
 from benchmarks.peers.model import OBJECTIVE_S, WORKLOAD, doubled
+from fastapi import Depends
 from pydantic import BaseModel
 
-from mlserve import Limits, ModelHandler, ModelServer
+from mlserve import Limits, ModelHandler, ModelServer, api_keys
 
 
 class Number(BaseModel):
@@ -74,7 +75,9 @@ def _server() -> ModelServer:
         return ModelServer().add("model", Counting)
     handler = DoubleInline if os.environ.get("BENCHMARK_INLINE") else Double
     limits = Limits() if OBJECTIVE_S is None else Limits(timeout_s=OBJECTIVE_S)
-    return ModelServer().add("model", handler, limits=limits)
+    key = os.environ.get("BENCHMARK_KEY")
+    guards = [Depends(api_keys([key]))] if key else []
+    return ModelServer(dependencies=guards).add("model", handler, limits=limits)
 
 
 server = _server()
