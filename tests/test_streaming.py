@@ -91,6 +91,29 @@ def test_a_full_channel_blocks_its_producer_until_something_is_read() -> None:
     run(scenario())
 
 
+def test_a_blocked_producer_goes_on_once_half_of_what_waits_was_read() -> None:
+    async def scenario() -> None:
+        channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=8)
+        is_full, has_put = threading.Event(), threading.Event()
+
+        def produce() -> None:
+            for item in range(8):
+                channel.put(item)
+            is_full.set()
+            channel.put(8)
+            has_put.set()
+
+        async with in_thread(produce):
+            assert await asyncio.to_thread(is_full.wait, PATIENCE_S)
+            assert [await channel.get() for _ in range(3)] == [0, 1, 2]
+            assert not await asyncio.to_thread(has_put.wait, 0.01)
+            assert await channel.get() == 3
+            assert await asyncio.to_thread(has_put.wait, PATIENCE_S)
+            assert [await channel.get() for _ in range(5)] == [4, 5, 6, 7, 8]
+
+    run(scenario())
+
+
 def test_closing_wakes_a_blocked_producer_and_tells_it_to_stop() -> None:
     async def scenario() -> list[bool]:
         channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=1)

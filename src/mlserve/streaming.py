@@ -132,9 +132,11 @@ class Channel(Generic[ItemT]):
         return len(self._items) >= self._capacity and not (self._closed or self._ended)
 
     def _make_room(self) -> None:
-        if not self._has_room.is_set():
-            self._has_room.set()
-        self._has_space.set()
+        # Not for each place: the producer's thread would take turns with the loop for every item.
+        if len(self._items) <= self._capacity // 2 or self._closed or self._ended:
+            if not self._has_room.is_set():
+                self._has_room.set()
+            self._has_space.set()
 
     def _append(self, item: ItemT) -> bool:
         if self._closed or self._ended:
