@@ -4,7 +4,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -85,6 +85,17 @@ def read_all(connection: socket.socket) -> list[tuple[int, bytes]]:
     return [(answer.status, answer.body) for answer in answers_of(received)]
 
 
+def wait_for_the_gone(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """Wait for the line of the one client that has left; others may have been answered."""
+
+    def gone() -> list[dict[str, Any]]:
+        return [line for line in lines_of(caplog) if line["status"] == 499]
+
+    until(lambda: len(gone()) > 0)
+    [line] = gone()
+    return line
+
+
 def wait_for_lines(caplog: pytest.LogCaptureFixture, n: int = 1) -> list[dict[str, Any]]:
     until(lambda: len(lines_of(caplog)) >= n)
     return lines_of(caplog)
@@ -121,6 +132,8 @@ def test_where_a_request_is_cut_makes_no_difference(place: Place, request_: byte
     for at in (1, 10, end - 3, end - 1, end, end + 1, len(request_) - 1):
         with place.connected() as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(request_)  # its head is known by then
+            assert read_answer(connection).comparable() == whole
             connection.sendall(request_[:at])
             threading.Event().wait(0.002)  # it is to come alone
             connection.sendall(request_[at:])
@@ -185,19 +198,34 @@ def test_who_leaves_before_the_body_is_whole_is_logged_as_gone(
     assert Held.begun == []
 
 
+@pytest.fixture(params=[False, True], ids=["new", "known"])
+def connect(place: Place, request: pytest.FixtureRequest) -> Callable[[], socket.socket]:
+    """Connect, and maybe send a request with the head that the next one has."""
+
+    def connect() -> socket.socket:
+        connection = place.connected()
+        if request.param:
+            connection.sendall(post("held"))
+            assert read_answer(connection).body == b'"held"'
+        return connection
+
+    return connect
+
+
 def test_who_leaves_the_queue_is_never_computed(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Place, connect: Callable[[], socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mlserve.access")
     model = place.models.model_for("m")
 
-    with place.connected() as first:
+    with connect() as first, connect() as second:
+        Held.begun.clear()
         first.sendall(post("hold"))
         until(lambda: Held.begun == ["hold"])
-        with place.connected() as second:
-            second.sendall(post("waiting"))
+        with second:
+            second.sendall(post("wait"))
             until(lambda: model.statistics().queued == 1)
-        [line] = wait_for_lines(caplog)
+        line = wait_for_the_gone(caplog)
         until(lambda: model.statistics().queued == 0)
         Held.go_on.set()
         answer = read_answer(first)
@@ -208,32 +236,58 @@ def test_who_leaves_the_queue_is_never_computed(
 
 
 def test_who_leaves_amid_infer_is_told_to_the_handler(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Place, connect: Callable[[], socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mlserve.access")
 
-    with place.connected() as connection:
+    with connect() as connection:
+        Held.begun.clear()
         connection.sendall(post("hold"))
         until(lambda: Held.begun == ["hold"])
-    [line] = wait_for_lines(caplog)
+    line = wait_for_the_gone(caplog)
     until(lambda: Held.told == ["hold"])
 
     assert (line["status"], line["code"]) == (499, "client_closed_request")
     until(lambda: place.models.model_for("m").statistics().in_flight == 0)
 
 
+@pytest.mark.parametrize("is_apart", [False, True])
 def test_who_has_sent_more_requests_and_leaves_amid_the_first_is_told_as_well(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Place,
+    connect: Callable[[], socket.socket],
+    caplog: pytest.LogCaptureFixture,
+    is_apart: bool,
 ) -> None:
     caplog.set_level(logging.INFO, "mlserve.access")
 
-    with place.connected() as connection:
-        connection.sendall(post("hold") + post("second") + post("third"))
+    with connect() as connection:
+        Held.begun.clear()
+        connection.sendall(post("hold") if is_apart else post("hold") + post("second"))
+        until(lambda: Held.begun == ["hold"])
+        connection.sendall(post("second") if is_apart else b"")
         until(lambda: Held.begun == ["hold"])
     until(lambda: Held.told == ["hold"])
     until(lambda: place.models.model_for("m").statistics().in_flight == 0)
 
-    assert {line["status"] for line in wait_for_lines(caplog)} == {499}
+    assert wait_for_the_gone(caplog)["status"] == 499
+
+
+def test_what_comes_behind_a_request_in_flight_is_answered_after_it(
+    connect: Callable[[], socket.socket],
+) -> None:
+    later = post("next") + request_to("m", b"{", JSON) + post("last", b"Connection: close")
+
+    with connect() as connection:
+        Held.begun.clear()
+        connection.sendall(post("hold"))
+        until(lambda: Held.begun == ["hold"])
+        for piece in (later[:20], later[20:200], later[200:]):
+            connection.sendall(piece)
+        Held.go_on.set()
+        answers = read_all(connection)
+
+    assert [status for status, _ in answers] == [200, 200, 400, 200]
+    assert [answers[at][1] for at in (0, 1, 3)] == [b'"hold"', b'"next"', b'"last"']
 
 
 def test_leave_to_send_a_body_is_given(place: Place) -> None:
