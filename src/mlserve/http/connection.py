@@ -126,7 +126,7 @@ class Connection(WireProtocol):
         """Take a piece alone: mostly a whole request, whose head is mostly known."""
         is_between = self._is_idle and not self._is_in_head
         is_plain = self._reusable is not None and self.cycle is self._reusable
-        if is_between and is_plain and not self._is_ending:
+        if is_between and is_plain and not self._is_queueing:
             found = self._door.find(data, self._own_head)
             if found is not None and self._repeat(*found):
                 return

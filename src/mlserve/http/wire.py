@@ -180,7 +180,8 @@ class WireProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        # Behind others that wait, each would be answered within the one before.
+        # Behind others that wait, each would be answered within the one before; and what is
+        # answered at once does not wait for a client that does not read.
         if not self._is_queueing:
             scope: Any = cycle.scope
             direct = self._door.enter(scope, self)
@@ -197,8 +198,8 @@ class WireProtocol(HttpToolsProtocol):
 
     @property
     def _is_queueing(self) -> bool:
-        """Whether more requests of this connection wait for their turn."""
-        return bool(self.pipeline)
+        """Whether more requests wait for their turn, or answers for their client."""
+        return bool(self.pipeline) or self.flow.write_paused
 
     def _repeat(self, known: Known, body: bytes) -> bool:
         """
