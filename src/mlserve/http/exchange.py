@@ -113,8 +113,11 @@ class Exchange:
     """The name of the API key that the request came with."""
     body: bytes | None = None
     """The request's body, if it is to be kept."""
+    afterwards: Sequence[Callable[[int], Awaitable[None]]] = ()
+    """Told of the tokens that hooks have noted, once the request has ended."""
     operation: str | None = None
     """What generative AI it is for, if its route says so."""
+    _answer: list[bytes] | None = None
     _status = 0
     _bytes_out = 0
     _is_stream = False
@@ -130,8 +133,6 @@ class Exchange:
         listeners: Listeners | None = None,
     ) -> None:
         self.request_id = request_id_of(scope, settings.request_id_header)
-        self.afterwards: list[Callable[[int], Awaitable[None]]] = []
-        """Told of the tokens that hooks have noted, once the request has ended."""
         self.headers = headers_of(scope)
         """What its answer has besides, whatever it is."""
         self.span = None if send is None else current_span()
@@ -142,7 +143,6 @@ class Exchange:
         self._send = send
         self._settings = settings
         self._started = time.perf_counter()
-        self._answer: list[bytes] = []
         scope[EXCHANGE] = self
 
     def name_model(self, model: str, version: str, listeners: Listeners | None) -> None:
@@ -174,6 +174,8 @@ class Exchange:
     def _note_body(self, body: bytes) -> None:
         self._bytes_out += len(body)
         if self.keeps_payloads and self._bytes_out <= _LONGEST_KEPT:
+            if self._answer is None:
+                self._answer = []
             self._answer.append(body)
         if self._is_stream and self.code is None:
             self._note_chunks(body.count(_EVENT_END) - body.count(_PING) - body.endswith(_DONE))
@@ -269,7 +271,7 @@ class Exchange:
             is_stream=self._is_stream,
             key=self.key,
             request=self.body,
-            response=b"".join(self._answer) if self._has_whole_answer else None,
+            response=b"".join(self._answer or ()) if self._has_whole_answer else None,
         )
 
     @property

@@ -31,21 +31,7 @@ _COMMON = frozenset(
     }
 )
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
-_OF_UVICORN = (
-    "asgi",
-    "client",
-    "headers",
-    "http_version",
-    "method",
-    "path",
-    "query_string",
-    "raw_path",
-    "root_path",
-    "scheme",
-    "server",
-    "state",
-    "type",
-)
+_OF_SCOPE = ("headers", "method", "path", "type")  # nobody looks at more on the short way
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +41,7 @@ class KnownHead:
     route: ModelRoute
     """The route, which answers it without a task."""
     scope: dict[str, Any]
-    """The scope, as the server has made it."""
+    """What is needed of the scope that the server has made."""
     headers: dict[bytes, bytes]
     """Its headers; of several of a name the first one."""
     n_body: int
@@ -118,7 +104,7 @@ class KnownHeads:
         n_body = int(headers[b"content-length"])
         if len(data) != end + n_body:
             return None  # the head belongs to another request, which came right before
-        kept = {name: scope[name] for name in _OF_UVICORN}
+        kept = {name: scope[name] for name in _OF_SCOPE}
         known = KnownHead(route, kept, headers, n_body)
         if others:
             return data[:end], known

@@ -148,7 +148,8 @@ class RateLimit(OwnGuard):
         if is_later:
             exchange = request.scope.get(EXCHANGE)
             if exchange is not None:
-                exchange.afterwards.append(partial(self._charge, request.app, key))
+                charge = partial(self._charge, request.app, key)
+                exchange.afterwards = [*exchange.afterwards, charge]
         return headers
 
     async def _cost_of(self, request: Request) -> int:
