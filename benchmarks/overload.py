@@ -5,8 +5,9 @@ The model serves 400 requests per second, one at a time. Requests arrive at rand
 Poisson), at several times that rate, and each is worth something for 250 ms only. Goodput is what
 is answered with 200 in that time, counted from the moment at which the request was due, whether or
 not the client managed to send it then. The peak is what a closed loop of 16 clients gets; both are
-measured in turns. Server and client are processes of their own, each on a core of its own where
-there are two.
+measured in turns. Half a second after each overload, such a loop tells how soon the server is
+itself again. Server and client are processes of their own, each on a core of its own where there
+are two.
 
     python -m benchmarks.overload [--seconds 5] [--rounds 3] [--json FILE]
 """
@@ -39,6 +40,7 @@ LOADS = (2, 5, 10)
 CLOSED_LOOP = 16
 MAX_CONNECTIONS = 4000
 WARM_UP_S = 1.0
+RECOVERY_S = 1.0
 BARS = {2: (0.9, 20.0), 5: (0.9, 20.0), 10: (0.9, 50.0)}  # goodput, refusals' p99 in ms
 HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[^\r]*\r\n(?:[^\r]*\r\n)*?content-length: (\d+)\r\n", re.I)
 BODY = b'{"number": 1}'
@@ -246,6 +248,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: dict[int, list[Result]] = {load: [] for load in (0, *LOADS)}
+    after: dict[int, list[Result]] = {load: [] for load in LOADS}
     with served() as port:
         _run(port, 0, 0, WARM_UP_S, 0)
         for round_ in range(options.rounds):
@@ -253,8 +256,9 @@ def main() -> int:
             peak = statistics.median(result.good_per_s for result in results[0])
             for load in LOADS:
                 results[load].append(_run(port, load, peak, options.seconds, round_))
+                after[load].append(_run(port, 0, 0, RECOVERY_S, 0))
                 print(f"{load}x {results[load][-1]}", flush=True)
-    report = evaluate(results)
+    report = evaluate(results, after)
     for line in report["lines"]:
         print(line)
     if options.json:
@@ -263,7 +267,7 @@ def main() -> int:
     return 0 if report["is_met"] else 1
 
 
-def evaluate(results: dict[int, list[Result]]) -> dict[str, object]:
+def evaluate(results: dict[int, list[Result]], after: dict[int, list[Result]]) -> dict[str, object]:
     """Give medians over the rounds, against the bars."""
     peak = statistics.median(result.good_per_s for result in results[0])
     lines = [f"peak {peak:.0f}/s (closed loop of {CLOSED_LOOP})"]
@@ -272,13 +276,18 @@ def evaluate(results: dict[int, list[Result]]) -> dict[str, object]:
         share = statistics.median(result.good_per_s for result in results[load]) / peak
         p99 = statistics.median(result.refused_p99_ms for result in results[load])
         n_unsent = sum(result.unsent for result in results[load])
+        recovered = statistics.median(result.good_per_s for result in after[load]) / peak
         is_good = share >= BARS[load][0] and p99 <= BARS[load][1] and n_unsent == 0
         is_met = is_met and is_good
-        figures[str(load)] = {"goodput_share": round(share, 3), "refused_p99_ms": p99}
+        figures[str(load)] = {
+            "goodput_share": round(share, 3),
+            "refused_p99_ms": p99,
+            "share_after": round(recovered, 3),
+        }
         lines.append(
             f"{load}x: goodput {share:.1%} of the peak (bar {BARS[load][0]:.0%}), refusals' p99"
             f" {p99:.1f} ms (bar {BARS[load][1]:.0f}), {n_unsent} unsent:"
-            f" {'met' if is_good else 'MISSED'}"
+            f" {'met' if is_good else 'MISSED'}; {recovered:.1%} of the peak right after it"
         )
     return {"peak_per_s": peak, "loads": figures, "is_met": is_met, "lines": lines}
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.http.waiting import until
 
-from mlserve import ModelHandler, ModelServer, ServerSettings, api_keys
+from mlserve import Call, ModelHandler, ModelServer, ServerSettings, api_keys
 from mlserve.http.heads import KnownHeads
 from mlserve.http.route import ModelRoute
 from mlserve.testing import running
@@ -69,9 +69,7 @@ def test_whatever_differs_is_not_known(data: bytes) -> None:
     assert learnt(b"POST / HTTP/1.1\r\nHost: a").find(data) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["cookie", "x_request_id", "traceparent", "x_anything", "x_request_timeout"]
-)
+@pytest.mark.parametrize("name", ["cookie", "x_request_id", "traceparent", "x_anything"])
 def test_a_head_with_what_belongs_to_one_request_is_not_kept(name: str) -> None:
     known = learnt(b"POST / HTTP/1.1\r\nHost: a", **{name: b"secret"})
 
@@ -119,6 +117,13 @@ class Echo(ModelHandler[str, str]):
         return inputs
 
 
+class Left(ModelHandler[str, float]):
+    """Says how much time a request has."""
+
+    def infer(self, inputs: list[str], calls: list[Call]) -> list[float]:
+        return [call.remaining_s for call in calls]
+
+
 @contextmanager
 def connected(server: ModelServer | None = None) -> Iterator[socket.socket]:
     with running(server or ModelServer().add("m", Echo), timeout_s=15) as client:
@@ -153,6 +158,16 @@ def test_requests_with_one_head_are_answered_each_by_its_body_and_with_an_id_of_
     assert [body for _, body in answers] == [b'"%03d"' % i for i in range(50)]
     ids = {line for head, _ in answers for line in head.split(b"\r\n") if b"x-request-id" in line}
     assert len(ids) == 50
+
+
+@pytest.mark.slow
+def test_a_request_has_the_time_that_its_head_names_also_when_the_head_is_known() -> None:
+    with connected(ModelServer().add("m", Left)) as connection:
+        short = [asked(connection, b'"one"', b"X-Request-Timeout: 5\r\n")[1] for _ in range(3)]
+        usual = [asked(connection, b'"one"')[1] for _ in range(3)]
+
+    assert all(float(left_s) <= 5 for left_s in short)
+    assert all(float(left_s) > 5 for left_s in usual)
 
 
 @pytest.mark.slow

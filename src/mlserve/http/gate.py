@@ -71,8 +71,7 @@ class Gate:
         if not route.guards and _is_refused(route, scope, connection):
             return None
         prediction = DirectPrediction(route, model, scope, connection, known.headers)
-        if route.guards:
-            prediction.begin()
+        prediction.begin()
         return prediction
 
     def learn(self, data: bytes, direct: DirectPrediction) -> tuple[bytes, KnownHead] | None:

@@ -28,6 +28,8 @@ _COMMON = frozenset(
         b"content-type",
         b"host",
         b"user-agent",
+        b"x-request-priority",
+        b"x-request-timeout",
     }
 )
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
@@ -98,8 +100,7 @@ class KnownHeads:
         end = data.find(b"\r\n\r\n") + 4
         id_header = route.settings.request_id_header.lower().encode()
         others = headers.keys() - (_COMMON - {id_header})
-        is_plain = headers.get(b"content-type") == b"application/json" and others <= _CREDENTIALS
-        if not (is_plain and 4 < end <= _LONGEST_BYTES):
+        if not (others <= _CREDENTIALS and 4 < end <= _LONGEST_BYTES):
             return None
         n_body = int(headers[b"content-length"])
         if len(data) != end + n_body:
