@@ -168,7 +168,7 @@ class WireProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Send what is left of the answer, and go on with the next request or wait for it."""
         self._gathered.flush()
-        self._on_leave = self._direct = self._answering = None
+        self._on_leave = self._direct = self._entered = self._answering = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -236,7 +236,8 @@ class WireProtocol(HttpToolsProtocol):
         if latest is not None and not latest.response_complete:
             latest.disconnected = True
             latest.message_event.set()
-        on_leave, self._on_leave, self._direct = self._on_leave, None, None
+        on_leave = self._on_leave
+        self._on_leave = self._direct = self._entered = None
         if on_leave is not None:
             on_leave()
 
