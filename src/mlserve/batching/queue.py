@@ -109,7 +109,8 @@ class RequestQueue(Generic[ItemT]):
         Raises:
             ValueError: If no place is reserved, or the item is already in the queue.
         """
-        if id(item) in self._places:
+        place = id(item)
+        if place in self._places:
             raise ValueError("The item is already in the queue.")
         if self._reserved < 1:
             raise ValueError("No place is reserved.")
@@ -123,7 +124,7 @@ class RequestQueue(Generic[ItemT]):
             lane = lanes[item.key] = {}
         self._lane, self._lanes = lane, lanes
         self._sequence = sequence = self._sequence + 1
-        self._places[id(item)] = sequence
+        self._places[place] = sequence
         lane[sequence] = item
 
     def discard(self, item: ItemT) -> bool:

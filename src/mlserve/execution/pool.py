@@ -128,13 +128,13 @@ class ReplicaPool:
 
     def prepare(self, job: Job, then: Prepared) -> None:
         """Preprocess a job on the replica that has the least to do beside `infer`."""
-        if not self._serving:
+        serving = self._serving
+        if not serving:
             self._waiting_prepares.append((job, then))
-            return
-        if self._serving[0].prepares_nothing:
+        elif serving[0].prepares_nothing:
             then(job, None)
         else:
-            min(self._serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
+            min(serving, key=lambda replica: replica.n_in_hooks).prepare(job, then)
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, left: Callable[[], None]) -> None:
         """Run a preprocessed stream once a replica has a place; `left` = it waits no longer."""
