@@ -48,7 +48,8 @@ class Upper(ModelHandler[str, str]):
 
 def server_of(records: list[InferenceRecord], middleware: list[Middleware]) -> ModelServer:
     settings = ServerSettings(body_timeout_s=BODY_TIMEOUT_S)
-    return ModelServer(settings=settings, middleware=middleware).add("m", Held).add("n", Upper)
+    server = ModelServer(settings=settings, middleware=middleware)
+    return server.add("m", Held).add("n", Upper)
 
 
 @pytest.fixture(scope="module")

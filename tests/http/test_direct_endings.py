@@ -1,4 +1,4 @@
-"""The end of a server, of a batch and of a request, on the short way and on the ordinary one."""
+"""What answers cost each other, a server that ends, and memory, on both ways of a prediction."""
 
 import asyncio
 import gc
@@ -19,6 +19,7 @@ from tests.http.waiting import until
 from tests.http.ways import DIRECT, ORDINARY, Answer, Place, places, read_answer
 
 from mlserve import Batching, Call, ModelHandler, ModelServer, ServerSettings
+from mlserve.http.connection import Connection
 from mlserve.http.direct import DirectPrediction
 from mlserve.http.exchange import Exchange
 from mlserve.job import Job
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 JSON = b"Content-Type: application/json"
 N = 12
+LARGE = 1_000_000
 
 
 class Held(ModelHandler[str, str]):
@@ -128,12 +130,12 @@ def test_a_request_that_is_here_by_half_at_the_stop_is_told_so(way: str) -> None
     assert (answer.status, code_of(answer), answer.is_last) == (503, "draining", True)
 
 
-ERRORS: dict[str, Callable[[], Exception]] = {
-    "broken": lambda: RuntimeError("internal"),
-    "endless": lambda: RecursionError("internal"),
-    "too large": lambda: MemoryError("internal"),
-    "stopped": lambda: StopIteration("internal"),
-    "left": lambda: ConnectionResetError("internal"),
+ERRORS: dict[str, type[Exception]] = {
+    "broken": RuntimeError,
+    "endless": RecursionError,
+    "too large": MemoryError,
+    "stopped": StopIteration,
+    "left": ConnectionResetError,
 }
 
 
@@ -145,8 +147,7 @@ class Odd(BaseModel):
     @field_serializer("text")
     def write(self, text: str) -> str:
         if text in ERRORS:
-            error = ERRORS[text]()
-            raise error
+            raise ERRORS[text]
         return text
 
 
@@ -166,10 +167,20 @@ class Together(ModelHandler[str, Odd]):
         return [Odd(text=text) for text in inputs]
 
 
+class Large(ModelHandler[str, str]):
+    """Answers with much."""
+
+    answered: ClassVar[threading.Event] = threading.Event()
+
+    def infer(self, inputs: list[str]) -> list[str]:
+        self.answered.set()
+        return ["x" * LARGE for _ in inputs]
+
+
 @pytest.fixture(scope="module")
 def both() -> Iterator[dict[str, Place]]:
     def make(records: list[InferenceRecord], middleware: list[Middleware]) -> ModelServer:
-        return ModelServer(middleware=middleware).add("m", Together)
+        return ModelServer(middleware=middleware).add("m", Together).add("large", Large)
 
     with places(make, DIRECT, ORDINARY) as found:
         yield found
@@ -232,6 +243,27 @@ def test_an_answer_that_cannot_be_sent_or_noted_costs_no_other_of_its_batch(
     )
     assert both[DIRECT].ask(post("next")).status == 200
     assert both[DIRECT].models.model_for("m").statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("name", [DIRECT, ORDINARY])
+def test_what_is_answered_to_who_does_not_read_takes_bounded_memory(
+    both: dict[str, Place], name: str
+) -> None:
+    place = both[name]
+    n = 30
+    with place.connected() as connection:
+        for _ in range(n):
+            connection.sendall(request_to("large", b'"a"', JSON))
+            Large.answered.wait(0.02)  # each comes after the one before, as far as it goes
+            Large.answered.clear()
+        held = [one for one in gc.get_objects() if isinstance(one, Connection)]
+        n_bytes = max(one.transport.get_write_buffer_size() for one in held)
+        received, left = 0, n * LARGE
+        while received < left and (piece := connection.recv(1_000_000)):
+            received += len(piece)
+
+    assert n_bytes < 3 * LARGE
+    assert received >= left
 
 
 def test_nothing_of_a_request_waits_for_the_collector(both: dict[str, Place]) -> None:
