@@ -10,7 +10,7 @@ import pytest
 from tests.cli.projects import Served
 from tests.cli.sharing import client_of_each, kill, pid_of, sharing
 from tests.http.waiting import until
-from tests.observability.reading import scrape
+from tests.observability.reading import Scrape, scrape
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -76,6 +76,16 @@ def clients(served: Served) -> Iterator[dict[int, httpx2.Client]]:
         yield found
 
 
+SENT = {
+    "ok": 15,
+    "invalid": 3,
+    "broken": 3,
+    "batched": 15,
+    "first chunks": 3,
+    "further chunks": 6,
+}
+
+
 def asked(client: httpx2.Client, model: str) -> None:
     """Send seven requests of three outcomes."""
     for _ in range(4):
@@ -99,20 +109,16 @@ def test_the_counts_of_both_processes_together_are_what_was_sent(
     for client in (first, second, second):
         asked(client, model)
 
-    for after in (scrape(first), scrape(second)):
-        added = {
-            key: (after.value(name, **labels, **more) or 0)
-            - (before.value(name, **labels, **more) or 0)
-            for key, (name, more) in COUNTS.items()
-        }
-        assert added == {
-            "ok": 15,
-            "invalid": 3,
-            "broken": 3,
-            "batched": 15,
-            "first chunks": 3,
-            "further chunks": 6,
-        }
+    for client in (first, second):
+        until(lambda client=client: added(before, scrape(client), labels) == SENT)  # type: ignore[misc]
+
+
+def added(before: Scrape, after: Scrape, labels: dict[str, str]) -> dict[str, float]:
+    return {
+        key: (after.value(name, **labels, **more) or 0)
+        - (before.value(name, **labels, **more) or 0)
+        for key, (name, more) in COUNTS.items()
+    }
 
 
 def test_what_handlers_count_is_added_up_over_all_processes(
@@ -144,9 +150,11 @@ def test_an_http_process_that_dies_leaves_its_counts_and_takes_its_gauges_along(
     served: Served, clients: dict[int, httpx2.Client]
 ) -> None:
     (pid, client), (_, other) = clients.items()
-    asked(client, "within")
     labels = {"model": "within", "version": "v1"}
-    before = scrape(other).total("mlserve_requests_total", **labels)
+    before = scrape(other).total("mlserve_requests_total", **labels) + 7
+    asked(client, "within")
+    # What a process has counted is with the others within a tenth of a second.
+    until(lambda: scrape(other).total("mlserve_requests_total", **labels) == before)
 
     kill(pid, SIGKILL)
     with client_of_each(served) as renewed:
