@@ -14,7 +14,7 @@ from mlserve.huggingface._calibration import FACTORS, measure_budget
 from mlserve.huggingface._encoder import Encoder
 from mlserve.testing import FakeClock
 
-DEFAULT = 2_048
+DEFAULT = 512
 
 
 def measured(rate: Callable[[int], float], seconds: float = 60.0) -> tuple[int, float]:
