@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import pytest
+
+from mlserve.http import errors
 from mlserve.observability.access_log import AccessLogFormatter, JsonFormatter
 
-__all__ = ["KEY", "PROMPT", "QUERY", "Watch", "watching"]
+__all__ = ["KEY", "PROMPT", "QUERY", "Watch", "watching", "watching_errors"]
 
 KEY = "sk-canary-4711-of-a-key"
 PROMPT = "canary-4711 of a prompt"
@@ -60,3 +64,20 @@ def watching(*formatters: logging.Formatter) -> Iterator[Watch]:
         yield watch
     finally:
         logger.removeHandler(watch)
+
+
+@contextmanager
+def watching_errors() -> Iterator[list[str]]:
+    """Watch all bodies of errors that are made until the end of the block; gives the bad ones."""
+    found: list[str] = []
+    dump = errors._dump
+
+    def watched(*arguments: Any) -> bytes:
+        body = dump(*arguments)
+        if _CANARY.search(body.decode()):
+            found.append(f"{os.environ.get('PYTEST_CURRENT_TEST')}: {body.decode()}")
+        return body
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "_dump", watched)
+        yield found

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 from hypothesis import settings
-from tests.canaries import watching
+from tests.canaries import watching, watching_errors
 
 from mlserve.observability.access_log import JsonFormatter
 
@@ -22,11 +22,12 @@ def _quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_canary_in_any_log() -> Iterator[None]:
-    """Look for what the tests have sent as clients in all that was logged meanwhile."""
-    with watching(JsonFormatter()) as watch:
+def _no_canary_in_any_log_or_error() -> Iterator[None]:
+    """Look for what the tests have sent as clients in all that was logged and all error bodies."""
+    with watching(JsonFormatter()) as watch, watching_errors() as told:
         yield
     assert watch.found == []
+    assert told == []
 
 
 def _untouched_gc(*, enabled: bool) -> AbstractContextManager[Callable[[], None]]:

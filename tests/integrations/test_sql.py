@@ -102,6 +102,18 @@ def test_each_request_is_one_row_whatever_its_outcome(url: str) -> None:
     assert began < time < datetime.now(UTC)
 
 
+def test_without_a_url_rows_go_to_a_file_of_sqlite_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with running(ModelServer(sinks=[SqlSink(options=QUICK)]).add("double", Doubling)) as client:
+        double(client, 1.5)
+
+    with closing(sqlite3.connect(tmp_path / "records.db")) as database:
+        assert database.execute("SELECT count(*) FROM mlserve_records").fetchone() == (1,)
+
+
 def test_a_batch_that_is_written_again_is_there_once(url: str) -> None:
     batch = [replace(RECORD, id=f"a-{number}") for number in range(3)]
 

@@ -89,7 +89,7 @@ class SqlSink:
     dropped once there is no room, and `/ready` says so. Several processes may use one database.
 
     Args:
-        url: `sqlite+aiosqlite:///records.db` or
+        url: `sqlite+aiosqlite:///records.db`, a file in the working directory, or
             `postgresql+asyncpg://user:password@host/database`, as SQLAlchemy takes it. The
             password stands in no log and no `repr`.
         retention: How old rows may get; older ones are deleted at the start and every ten minutes
@@ -106,7 +106,7 @@ class SqlSink:
 
     def __init__(
         self,
-        url: str,
+        url: str = "sqlite+aiosqlite:///records.db",
         *,
         retention: timedelta | None = None,
         options: SinkOptions | None = None,
