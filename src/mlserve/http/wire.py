@@ -185,6 +185,8 @@ class WireProtocol(HttpToolsProtocol):
         if not self._is_queueing:
             scope: Any = cycle.scope
             direct = self._door.enter(scope, self)
+            if direct is not None or cycle.response_complete:
+                cycle.on_response = _nothing  # else it and this connection would hold each other
             if cycle.response_complete:
                 return
             if direct is not None:
@@ -243,3 +245,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def _unset_keepalive_if_required(self) -> None:
         self._keep_alive.stop()
+
+
+def _nothing() -> None:
+    """Stands where uvicorn's requests tell their connection that they have been answered."""
