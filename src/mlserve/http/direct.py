@@ -48,7 +48,7 @@ def prediction_of(
     length = head.get(b"content-length", b"")
     if not length.isdigit() or int(length[:20]) > min(_MAX_BODY_BYTES, route.max_body_bytes):
         return None
-    if b"expect" in head or (route.guards and not all(g.is_quick for g in route.guards)):
+    if b"expect" in head or len(route.quick_guards) < len(route.guards):
         return None
     return DirectPrediction(route, model, scope, connection, head)
 
@@ -99,7 +99,7 @@ class DirectPrediction:
         """Look at what the head says; what may not be, or finds no room, is refused now."""
         kind = self.headers.get(b"content-type")
         is_usual = kind == _JSON and _UNUSUAL.isdisjoint(self.headers)
-        guards = self.route.guards
+        guards = self.route.quick_guards  # all that there are
         if is_usual and not guards:
             return  # for which the connection has looked for room already
         try:

@@ -22,7 +22,7 @@ from mlserve.errors import MLServeError
 from mlserve.http.body import BodyLimit
 from mlserve.http.errors import ERROR_SHAPE, ErrorShape, handle_error
 from mlserve.http.exchange import Exchange
-from mlserve.http.guards.own import OwnGuard
+from mlserve.http.guards.own import OwnGuard, QuickGuard
 from mlserve.http.shutdown import MODEL, answer_cancelled
 from mlserve.model import Model
 from mlserve.observability.listeners import Listeners
@@ -124,6 +124,8 @@ class ModelRoute(APIRoute):
         calls: dict[Any, None] = dict.fromkeys(d.call for d in self.dependant.dependencies)
         self.guards = [call for call in calls if isinstance(call, OwnGuard)]
         """What of its dependencies it calls itself where FastAPI has nothing else to do."""
+        self.quick_guards = [guard for guard in self.guards if isinstance(guard, QuickGuard)]
+        """Those of them that never have to wait."""
         self._has_theirs = len(self.guards) < len(calls)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -13,7 +13,7 @@ from mlserve.access.keys import LONGEST, SCOPES, Key, find_key, key_source
 from mlserve.errors import ConfigurationError
 from mlserve.http.exchange import EXCHANGE
 from mlserve.http.guards.caller import CALLER
-from mlserve.http.guards.own import OwnGuard
+from mlserve.http.guards.own import QuickGuard
 from mlserve.processes.boot import IN_REPLICA
 
 __all__ = ["ApiKeys", "api_keys"]
@@ -55,7 +55,7 @@ def api_keys(
     return ApiKeys(source, scope)
 
 
-class ApiKeys(OwnGuard):
+class ApiKeys(QuickGuard):
     """
     Looks for one of several keys in a request's headers. Event loop only.
 
@@ -63,8 +63,6 @@ class ApiKeys(OwnGuard):
         source: Where the keys stand.
         scope: What a key must be for.
     """
-
-    is_quick = True
 
     def __init__(self, source: str | Path | Sequence[str] | None, scope: str) -> None:
         if scope not in SCOPES:
@@ -85,10 +83,6 @@ class ApiKeys(OwnGuard):
     ) -> str:
         """Give the name of the key that a request came with; the schemes are for OpenAPI."""
         return self._name_of(request)
-
-    async def let_pass(self, request: Request) -> None:
-        """Let a request pass that has a good key."""
-        self._name_of(request)
 
     def let_pass_at_once(self, request: Request) -> None:
         """Let a request pass that has a good key."""

@@ -1,11 +1,10 @@
 """What our own guards have in common."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from starlette.requests import Request
 
-__all__ = ["OwnGuard"]
+__all__ = ["OwnGuard", "QuickGuard"]
 
 
 class OwnGuard(ABC):
@@ -14,9 +13,6 @@ class OwnGuard(ABC):
 
     A route that has no other ones is reached past FastAPI's stack, and calls them itself.
     """
-
-    is_quick: ClassVar[bool] = False
-    """Whether it never has to wait, so that `let_pass_at_once` will do."""
 
     @abstractmethod
     async def let_pass(self, request: Request) -> None:
@@ -27,6 +23,19 @@ class OwnGuard(ABC):
             HTTPException: Why it may not.
         """
 
+
+class QuickGuard(OwnGuard):
+    """A guard that never has to wait, so that a request needs no task for it."""
+
+    @abstractmethod
     def let_pass_at_once(self, request: Request) -> None:
-        """Let a request pass as `let_pass` does; for those that are quick."""
-        raise NotImplementedError
+        """
+        Let a request pass.
+
+        Raises:
+            HTTPException: Why it may not.
+        """
+
+    async def let_pass(self, request: Request) -> None:
+        """Let a request pass, as `let_pass_at_once` does."""
+        self.let_pass_at_once(request)
