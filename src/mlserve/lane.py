@@ -13,7 +13,7 @@ from typing import Any
 from mlserve.batching.admission import Admission
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
-from mlserve.batching.shares import Shares
+from mlserve.batching.shares import Shares, most_kept
 from mlserve.errors import MLServeError, ModelFailedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
@@ -181,7 +181,9 @@ class Lane:
             QueueFullError: If no place is free.
             OverloadedError: If its turn would come too late.
         """
-        if self._shares or self.is_crowded:  # else there is room, whatever has been learned
+        capacity, max_size = self.queue.capacity, self._spec.batching.max_size
+        # With fewer waiting there is room for anybody, whatever has been learned.
+        if self.queue.occupied >= min(max_size, capacity - most_kept(capacity)):
             self.require_room_for(job, is_stream=is_stream)
         self._n_requests += 1
         self.reserve(job, is_stream=is_stream)

@@ -6,7 +6,7 @@ Those of nobody are not counted one by one: they are what is left of the total.
 
 from math import ceil
 
-__all__ = ["Shares"]
+__all__ = ["Shares", "most_kept"]
 
 _KEPT = 8  # one place in so many
 
@@ -29,10 +29,6 @@ class Shares:
 
     def __init__(self) -> None:
         self._held: dict[str | None, int] = {}
-
-    def __len__(self) -> int:
-        """How many tenants have requests in flight."""
-        return len(self._held)
 
     def enter(self, tenant: str | None) -> None:
         """Note a request that is accepted."""
@@ -79,7 +75,7 @@ class Shares:
         held = self._all(n_total)
         n_tenants = len(held) + (tenant not in held)
         has_more = held.get(tenant, 0) * (n_tenants + 1) > n_total
-        return capacity // _KEPT if has_more else 0
+        return most_kept(capacity) if has_more else 0
 
     def _all(self, n_total: int) -> dict[str | None, int]:
         """Give what everybody has, with those of nobody."""
@@ -88,3 +84,8 @@ class Shares:
 
     def __repr__(self) -> str:
         return f"<Shares of {len(self._held)} tenants>"
+
+
+def most_kept(capacity: int) -> int:
+    """Say how many of the last places may be kept from a tenant."""
+    return capacity // _KEPT
