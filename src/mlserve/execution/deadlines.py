@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable
 
 from mlserve.job import Job
+from mlserve.observability.loggers import get_logger
 
 __all__ = ["Deadlines"]
+
+logger = get_logger(__name__)
 
 _GRAIN_S = 0.005
 
@@ -68,8 +71,13 @@ class Deadlines:
         self._due.clear()
 
     def _ring(self, slot: int) -> None:
-        for job in self._due.pop(slot).jobs:
-            self._expire(job)
+        due = self._due[slot]
+        while due.jobs:  # the end of one may take another one away
+            try:
+                self._expire(due.jobs.pop())
+            except Exception:  # the others must end whatever happens
+                logger.exception("deadline.expire.failed")
+        self._due.pop(slot, None)
 
     def __repr__(self) -> str:
         return f"<Deadlines of {sum(len(due.jobs) for due in self._due.values())} jobs>"
