@@ -14,9 +14,7 @@ from weakref import ref
 import httptools
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.server import ServerState
 
 from mlserve.errors import DrainingError
 from mlserve.http.refusal import bad_request, refusal, require_one_meaning
@@ -50,25 +48,11 @@ class Connection(WireProtocol):
     Args:
         settings: How large a head may be and how long it may take.
         door: Says what becomes of requests.
-        config: uvicorn's configuration.
-        server_state: What uvicorn's connections share.
-        app_state: What the lifespan gave.
-        _loop: The event loop; uvicorn names it so.
+        options: What uvicorn gives to each connection.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        door: Door,
-        *,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(
-            door, config=config, server_state=server_state, app_state=app_state, _loop=_loop
-        )
+    def __init__(self, settings: ServerSettings, door: Door, **options: Any) -> None:
+        super().__init__(door, **options)
         self._settings = settings
         # Runs while the client owes us something: a head, the rest of a body, or any sign of life.
         self._arrival = Timer(self.loop)
