@@ -64,12 +64,6 @@ class Deadlines:
             due.handle.cancel()
             del self._due[slot]
 
-    def clear(self) -> None:
-        """Watch nothing any more."""
-        for due in self._due.values():
-            due.handle.cancel()
-        self._due.clear()
-
     def _ring(self, slot: int) -> None:
         due = self._due[slot]
         while due.jobs:  # the end of one may take another one away
