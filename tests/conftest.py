@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from tests.canaries import watching, watching_errors
 
+from mlserve.observability import gathering, metrics
 from mlserve.observability.access_log import JsonFormatter
 
 # A busy machine must not fail a law: pytest's own timeout bounds each test.
@@ -28,6 +29,26 @@ def _no_canary_in_any_log_or_error() -> Iterator[None]:
         yield
     assert watch.found == []
     assert told == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_models_of_other_files_in_metrics() -> Iterator[None]:
+    """Forget a file's models: all that a whole run has would make each `/metrics` take seconds."""
+    yield
+    for known in (metrics.model_metrics, metrics.batch_metrics, metrics.cache_metrics):
+        known.cache_clear()
+    for family in metrics.FAMILIES:
+        if family._labelnames:
+            family.clear()
+    gathering._all.clear()
+
+
+@pytest.fixture(scope="module")
+def unmeasured() -> Iterator[None]:
+    """Leave processes that tests start as fast as users have them: without measured coverage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 def _untouched_gc(*, enabled: bool) -> AbstractContextManager[Callable[[], None]]:

@@ -37,6 +37,11 @@ def deaths() -> Iterator[Deaths]:
     note("deaths", **counted.figures())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _started_as_fast_as_users_have_it(unmeasured: None) -> None:
+    """Have processes that take the place of dead ones do nothing but begin."""
+
+
 @pytest.fixture(params=SYNC_MODES, ids=lambda mode: mode.id)
 def mode(request: pytest.FixtureRequest) -> Mode:
     """Each way to serve a model whose hooks run in threads, as those of the tests' own do."""

@@ -165,16 +165,18 @@ def test_what_hangs_at_its_start_is_ended_when_its_time_is_over(
         for stage in ("load", "warmup")
         for what in ("hang", "hang_with_gil")
     ]
-    dying = add(server, tmp_path, "mortal", "", "load:hang_with_gil", "")
+    alone = new_server(load_timeout_s=LOAD_TIMEOUT_S)
+    dying = add(alone, tmp_path, "mortal", "", "load:hang_with_gil", "")
 
     async def play() -> None:
-        await until(lambda: model_of(dying).state == "ready")
         await dying.strike(dying.pid())
         await dying.play(healthy(dying))
 
-    began = time.monotonic()
-    with serving(*hanging, dying):
+    with serving(dying):
+        waiting.until(lambda: model_of(dying).state == "ready", 2 * LOAD_TIMEOUT_S)
         asyncio.run(play())
+    began = time.monotonic()
+    with serving(*hanging):
         waiting.until(lambda: all(model_of(other).state == "failed" for other in hanging))
         took_s = time.monotonic() - began
         pids = [int(pid) for other in hanging for pid in other.notes.read("begun")]

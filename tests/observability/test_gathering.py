@@ -20,7 +20,7 @@ from mlserve.job import StageTimes
 from mlserve.observability.access_log import InferenceLine, inference_line
 from mlserve.observability.exposition import VARIABLE, exposed
 from mlserve.observability.gathering import GatheredHistogram, Gathering
-from mlserve.observability.metrics import DURATION, REJECTED, REQUESTS, STAGE, TOKENS, ModelMetrics
+from mlserve.observability.metrics import DURATION, REJECTED, REQUESTS, STAGE, TOKENS, model_metrics
 
 BOUNDS = (0.001, 0.5, 1, 2, 5)
 AMOUNTS = st.floats(0, 10) | st.sampled_from([*BOUNDS, float("inf")])
@@ -172,7 +172,6 @@ def line(answer: tuple[int, str | None], queue_s: float, infer_s: float, size: i
     )
 
 
-METRICS = ModelMetrics("gathered", "v1")
 LINES = st.builds(line, ANSWERS, STAGE_S, STAGE_S, st.integers(0, 2))
 
 
@@ -180,10 +179,12 @@ LINES = st.builds(line, ANSWERS, STAGE_S, STAGE_S, st.integers(0, 2))
 def test_what_requests_add_up_to_does_not_depend_on_when_somebody_reads(
     lines: list[InferenceLine], readings: set[int]
 ) -> None:
+    metrics = model_metrics("gathered", "v1")
+
     def added(readings: Iterable[int]) -> dict[Any, float]:
         before = counted()
         for n, one in enumerate(lines):
-            METRICS.note_request(one, {"prompt_tokens": 3})
+            metrics.note_request(one, {"prompt_tokens": 3})
             if n in readings:
                 DURATION.collect()
         after = counted()
