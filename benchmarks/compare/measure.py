@@ -4,13 +4,13 @@ import asyncio
 import gc
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import uvloop
 from benchmarks.compare.servers import FailedError, Running, ask
 from benchmarks.compare.systems import System
-from benchmarks.compare.workloads import N_EVENTS, Cell, Workload, payloads
+from benchmarks.compare.workloads import Cell, Workload, payloads
 
 from mlserve.loadtest.connection import Answer, Target
 from mlserve.loadtest.loops import closed_loop, open_loop
@@ -70,48 +70,106 @@ def measured(
     url = f"http://127.0.0.1:{running.port}{system.paths[workload.name]}"
     first, *more = [system.body(payload) for payload in payloads(workload)]
     target = Target(url, first, system.headers, more=tuple(more))
-    answers: list[Answer] = []
-
-    async def load(seconds: float, n_clients: int) -> int:
-        answers.clear()
-        if n_clients:
-            async with asyncio.timeout(seconds + _HANGS_S):
-                await closed_loop(target, n_clients, seconds, answers.append)
-            return 0
-        dice = random.Random(seed)
-        return await open_loop(target, cell.per_s, seconds, answers.append, dice, _PATIENCE_S)
-
+    load = _Load(running, target, cell.warm_up_s * share, cell.seconds * share)
     try:
-        # Never by an open loop: what it leaves in a slow server's queue would be measured next.
-        uvloop.run(load(cell.warm_up_s * share, cell.n_clients or _WARM_UP_CLIENTS))
-        gc.collect()
-        gc.freeze()
-        before = time.perf_counter(), time.process_time(), running.cpu_s()
-        seconds = cell.seconds * share
-        n_unsent = uvloop.run(load(seconds, cell.n_clients))
-        after = time.perf_counter(), time.process_time(), running.cpu_s()
+        if cell.n_clients:
+            uvloop.run(load.closed(cell.n_clients))
+        else:
+            uvloop.run(load.open(cell.per_s, random.Random(seed)))
     except TimeoutError:
         raise FailedError(f"no longer answers with {cell.name}") from None
-    took_s, client_s, server_s = (b - a for a, b in zip(before, after, strict=True))
-    # Answers of a closed loop that came after its end were asked for before it.
-    counted_s = seconds if cell.per_s else max(seconds, took_s)
-    summary = summarised(answers, counted_s, n_unsent=n_unsent, slo_s=cell.slo_s)
-    n_good = round(summary.per_s * counted_s)
-    n_units = n_good * (N_EVENTS if workload.name == "sse" else 1)
+    took = load.took
+    summary = summarised(load.answers, took.wall_s, n_unsent=load.n_unsent, slo_s=cell.slo_s)
+    n_good = round(summary.per_s * took.wall_s)
+    n_units = load.n_events if workload.name == "sse" else n_good
     return Figures(
         per_s=summary.per_s,
         goodput_per_s=summary.goodput_per_s,
-        events_per_s=n_units / counted_s if workload.name == "sse" else None,
+        events_per_s=n_units / took.wall_s if workload.name == "sse" else None,
         p50_ms=_ms(summary.latency, "p50"),
         p99_ms=_ms(summary.latency, "p99"),
         p999_ms=_ms(summary.latency, "p999"),
         refused_p99_ms=_ms(summary.refusals, "p99"),
-        n_sent=summary.n_sent + n_unsent,
-        n_bad=summary.n_sent + n_unsent - n_good,
-        server_us=server_s / n_units * 1e6 if n_units else None,
-        server_cores=server_s / took_s,
-        client_cores=client_s / took_s,
+        n_sent=summary.n_sent + load.n_unsent,
+        n_bad=summary.n_sent + load.n_unsent - n_good,
+        server_us=took.server_s / n_units * 1e6 if n_units else None,
+        server_cores=took.server_s / took.wall_s,
+        client_cores=took.client_s / took.wall_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """Time on the clock, and of the CPU for the server and for this process, in seconds."""
+
+    wall_s: float
+    server_s: float
+    client_s: float
+
+    @classmethod
+    def by_now(cls, running: Running) -> "_Spent":
+        server_s = running.cpu_s()
+        return cls(time.perf_counter(), server_s, time.process_time())
+
+    def until(self, later: "_Spent") -> "_Spent":
+        return _Spent(
+            later.wall_s - self.wall_s,
+            later.server_s - self.server_s,
+            later.client_s - self.client_s,
+        )
+
+
+class _Load:
+    """What is sent, what comes of it once the server is warm, and what that takes."""
+
+    def __init__(self, running: Running, target: Target, warm_up_s: float, seconds: float) -> None:
+        self.answers: list[Answer] = []
+        self.n_events = 0
+        """How many events came, of whatever streams."""
+        self.n_unsent = 0
+        self.took = _Spent(0.0, 0.0, 0.0)
+        self._running = running
+        self._target = target
+        self._warm_up_s = warm_up_s
+        self._seconds = seconds
+
+    async def closed(self, n_clients: int) -> None:
+        """Measure amid the load: how it begins and ends is not what a server can do."""
+        _tidy()
+        found: list[Answer] = []
+        whole_s = self._warm_up_s + self._seconds
+        async with asyncio.timeout(whole_s + _HANGS_S), asyncio.TaskGroup() as group:
+            group.create_task(closed_loop(self._target, n_clients, whole_s, found.append))
+            await asyncio.sleep(self._warm_up_s)
+            before = _Spent.by_now(self._running)
+            await asyncio.sleep(self._seconds)
+            after = _Spent.by_now(self._running)
+        self.took = before.until(after)
+        begin, end = before.wall_s, after.wall_s
+        self.answers = [answer for answer in found if begin <= answer.ended_at < end]
+        self.n_events = sum(begin <= at < end for answer in found for at in answer.chunks_at)
+
+    async def open(self, per_s: float, dice: random.Random) -> None:
+        """Measure from the first request to the last one that is worth its answer."""
+        # Not by an open loop: what that leaves in a slow queue would be measured.
+        async with asyncio.timeout(self._warm_up_s + _HANGS_S):
+            await closed_loop(self._target, _WARM_UP_CLIENTS, self._warm_up_s, _ignore)
+        _tidy()
+        before = _Spent.by_now(self._running)
+        note = self.answers.append
+        self.n_unsent = await open_loop(self._target, per_s, self._seconds, note, dice, _PATIENCE_S)
+        spent = before.until(_Spent.by_now(self._running))
+        # What came late counts for the seconds in which it was asked for.
+        self.took = replace(spent, wall_s=self._seconds)
+
+
+def _tidy() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+def _ignore(answer: Answer) -> None:
+    """Take an answer that does not count."""
 
 
 def has_settled(system: System, workload: Workload, running: Running) -> bool:

@@ -19,7 +19,6 @@ from mlserve.errors import (
     ConfigurationError,
     DeadlineExceededError,
     DrainingError,
-    MLServeError,
     ModelFailedError,
     ModelNotReadyError,
 )
@@ -145,7 +144,8 @@ class Engine:
                 await self._idle.wait()
         except TimeoutError:
             for job in list(self._jobs):
-                self._give_up(job, DrainingError(self.spec.name))
+                job.call.cancel()
+                job.fail(DrainingError(self.spec.name))
 
     async def stop(self, drain_s: float) -> None:
         """
@@ -267,7 +267,8 @@ class Engine:
 
     def abandon(self, job: Job) -> None:
         """Free the place of a job whose client has left; a running one is told."""
-        self._give_up(job, AbandonedError())
+        job.call.cancel()
+        job.fail(AbandonedError())
 
     def statistics(self) -> Statistics:
         """Say what the model has done and is doing."""
@@ -322,12 +323,9 @@ class Engine:
     def _expire(self, job: Job) -> None:
         """End a job at its deadline."""
         lane = job.lane
-        self._give_up(job, DeadlineExceededError(lane.stage_of(job), job.timeout_s))
+        job.call.cancel()  # from here on nobody begins it
+        job.fail(DeadlineExceededError(lane.stage_of(job), job.timeout_s))
         lane.forget(job)
-
-    def _give_up(self, job: Job, error: MLServeError) -> None:
-        job.call.cancel()
-        job.fail(error)
 
     def _require_ready(self) -> None:
         life = self.lifecycle

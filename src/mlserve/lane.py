@@ -230,6 +230,7 @@ class Lane:
     def forget(self, job: Job) -> None:
         """Free the place of a job that nobody waits for; a running one ends by itself."""
         self._release(job)
+        self.batcher.withdraw()
         self.queue.discard(job)
         self.pool.forget_stream(job)
 
@@ -245,6 +246,7 @@ class Lane:
 
     def stage_of(self, job: Job) -> str:
         """Say where a job is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
+        self.batcher.withdraw()
         return job.stage
 
     async def wait_idle(self) -> None:
@@ -255,6 +257,7 @@ class Lane:
         """Look at the replicas: go on with those that are free, refuse what none will take."""
         if self.pool.is_broken:
             error = self._broken()
+            self.batcher.withdraw()
             for job in self.queue.clear():
                 job.fail(error)
             self.pool.refuse_waiting(error)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from tests.fake_time import run_with_clock
 
 from mlserve.batching.batcher import Batcher
+from mlserve.batching.next_batch import NextBatch
 from mlserve.batching.queue import RequestQueue
 from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
@@ -44,6 +46,8 @@ class FakePool:
 
     def __init__(self, n_replicas: int = 1) -> None:
         self.replicas = [FakeReplica() for _ in range(n_replicas)]
+        self.next_batch = NextBatch()
+        self.ended: list[Callable[[BatchReport], None]] = []
 
     def idle(self) -> FakeReplica | None:
         return next((replica for replica in self.replicas if not replica.is_busy), None)
@@ -55,6 +59,23 @@ class FakePool:
     @property
     def batches(self) -> list[list[str]]:
         return [batch for replica in self.replicas for batch in replica.batches]
+
+    def take_up(self, number: int, now: float) -> list[str]:
+        """Have a replica's thread end its batch, and give what it goes on with."""
+        replica = self.replicas[number]
+        taken = self.next_batch.take_up(now)
+        ended = replica._done
+        assert ended is not None
+        replica._done = None
+        if taken is not None:
+            replica.run(taken.plan.batch, taken.done)
+        self.ended.append(ended)
+        return [] if taken is None else replica.batches[-1]
+
+    def tell(self) -> None:
+        """Have the event loop hear of the batches that have ended."""
+        while self.ended:
+            self.ended.pop(0)(BatchReport(infer_s=0.01))
 
 
 class Answers:
@@ -83,11 +104,13 @@ class Rig:
             batching or Batching(), self.pool, self.queue, self.clock, batch_metrics("test", "v1")
         )
 
-    def submit(self, *names: str, timeout_s: float = 60.0) -> list[Job]:
+    def submit(
+        self, *names: str, timeout_s: float = 60.0, priority: int = 5, tenant: str | None = None
+    ) -> list[Job]:
         jobs = []
         for name in names:
             call = Call(name, timeout_s=timeout_s, clock=self.clock)
-            job = Job(name, call, timeout_s=timeout_s)
+            job = Job(name, call, timeout_s=timeout_s, priority=priority, tenant=tenant)
             job.sink = Answers()
             assert self.queue.reserve()
             self.batcher.submit(job)
@@ -351,6 +374,157 @@ def test_another_pool_gets_what_waits() -> None:
     rig = run(scenario)
 
     assert rig.pool.batches == [["a"]]
+
+
+def names(jobs: list[Job], stage: str) -> list[str]:
+    return [job.payload for job in jobs if job.stage == stage]
+
+
+def test_a_replica_goes_on_with_a_full_batch_before_the_loop_has_heard_of_the_last_one() -> None:
+    async def scenario(rig: Rig) -> None:
+        jobs = rig.submit("a", "b")
+        await one_iteration()
+        jobs += rig.submit("c", "d", "e")
+        await one_iteration()
+        rig.clock.advance(3.0)
+
+        assert rig.pool.take_up(0, rig.clock()) == ["c", "d"]
+        assert len(rig.queue) == 3  # as far as the loop knows
+        rig.clock.advance(1.0)
+        rig.pool.tell()
+
+        assert names(jobs, "infer") == ["a", "b", "c", "d"]
+        assert len(rig.queue) == 1
+        assert (jobs[2].times.queue_s, jobs[2].times.batch_size) == (3.0, 2)
+        assert rig.batcher.n_batched == 2
+        rig.pool.replicas[0].finish()
+        assert rig.batcher.n_batched == 4
+
+    rig = run(scenario, Batching(max_size=2))
+
+    assert rig.pool.batches == [["a", "b"], ["c", "d"], ["e"]]
+
+
+@pytest.mark.parametrize(
+    ("batching", "waiting"),
+    [
+        (Batching(max_size=3), ["b", "c"]),
+        (Batching(max_size=2, max_cost=2), ["b", "c"]),
+        (Batching(max_size=2, target_latency_s=1.0), ["b", "c"]),
+    ],
+    ids=["not full", "by cost", "by latency"],
+)
+def test_what_may_still_change_is_not_laid_out(batching: Batching, waiting: list[str]) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        rig.submit(*waiting)
+        await one_iteration()
+
+        assert rig.pool.take_up(0, rig.clock()) == []
+
+    run(scenario, batching)
+
+
+@pytest.mark.parametrize(
+    ("urgent", "expected"), [({"priority": 0}, ["u", "b"]), ({"tenant": "t"}, ["b", "u"])]
+)
+def test_whoever_is_served_before_those_laid_out_is_not_made_to_wait(
+    urgent: dict[str, Any], expected: list[str]
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        rig.submit("b", "c")
+        await one_iteration()
+        rig.submit("u", **urgent)
+        await one_iteration()
+
+        assert rig.pool.take_up(0, rig.clock()) == []
+        rig.pool.tell()
+
+    rig = run(scenario, Batching(max_size=2))
+
+    assert rig.pool.batches == [["a"], expected]
+
+
+def test_another_batch_is_laid_out_when_the_first_one_is_withdrawn() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        _, leaving, *_ = rig.submit("b", "c", "d")
+        await one_iteration()
+        rig.batcher.withdraw()
+        assert rig.queue.discard(leaving)
+        await one_iteration()
+
+        assert rig.pool.take_up(0, rig.clock()) == ["b", "d"]
+        rig.pool.tell()
+
+    run(scenario, Batching(max_size=2))
+
+
+def test_what_was_taken_up_is_in_the_model_as_soon_as_somebody_asks() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        jobs = rig.submit("b", "c", "d")
+        await one_iteration()
+        rig.pool.take_up(0, rig.clock())
+        assert names(jobs, "infer") == []
+
+        rig.batcher.withdraw()
+
+        assert names(jobs, "infer") == ["b", "c"]
+        assert len(rig.queue) == 1
+
+    run(scenario, Batching(max_size=2))
+
+
+def test_no_other_replica_is_given_what_one_has_taken_up() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a", "b")
+        await one_iteration()
+        rig.submit("c", "d")
+        await one_iteration()
+        rig.submit("e", "f", "g", "h")
+        await one_iteration()
+        assert rig.pool.take_up(1, rig.clock()) == ["e", "f"]
+        assert rig.pool.take_up(0, rig.clock()) == []
+        rig.pool.tell()
+
+    rig = run(scenario, Batching(max_size=2), n_replicas=2)
+
+    assert rig.pool.batches == [["a", "b"], ["g", "h"], ["c", "d"], ["e", "f"]]
+
+
+def test_a_replica_of_another_pool_takes_up_nothing() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        rig.submit("b", "c")
+        await one_iteration()
+        other = FakePool()
+        rig.batcher.use(other)
+
+        assert rig.pool.take_up(0, rig.clock()) == []
+        await one_iteration()
+        assert other.batches == [["b", "c"]]
+
+    run(scenario, Batching(max_size=2))
+
+
+def test_nothing_is_taken_up_from_a_closed_batcher() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.submit("a")
+        await one_iteration()
+        rig.submit("b", "c")
+        await one_iteration()
+        rig.batcher.close()
+
+        assert rig.pool.take_up(0, rig.clock()) == []
+
+    run(scenario, Batching(max_size=2))
 
 
 def test_a_batcher_shows_its_queue_in_its_repr() -> None:

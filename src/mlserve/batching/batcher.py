@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mlserve.batching.cost_model import CostModel
 from mlserve.batching.memory_cap import MemoryCap
+from mlserve.batching.next_batch import NextBatch
 from mlserve.batching.policy import ArrivalRate, Rule, Situation, hold_s, wait_for_arrivals
 from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
 from mlserve.batching.report import BatchReport
@@ -41,6 +42,9 @@ class BatchRunner(Protocol):
 
 class Pool(Protocol):
     """The replicas as the batcher sees them."""
+
+    next_batch: NextBatch
+    """What a replica that ends a batch goes on with, if it can."""
 
     def idle(self) -> BatchRunner | None:
         """Give a replica that can run a batch now."""
@@ -98,6 +102,7 @@ class Batcher:
 
     def use(self, pool: Pool) -> None:
         """Send what comes next to other replicas."""
+        self.withdraw()
         self._pool = pool
         self.wake()
 
@@ -114,6 +119,17 @@ class Batcher:
         if self._soon is None:
             self.wake()
 
+    def withdraw(self) -> None:
+        """
+        Have no replica take up what is laid out: it may be about to change.
+
+        From here on the stage of each job is true, and what waits in the queue does not run.
+        """
+        if self._pool.next_batch.laid_out is not None:
+            self._pool.next_batch.withdraw()
+            self._note_taken_up()
+            self.wake()
+
     def wake(self) -> None:
         """Look for work once the event loop has seen what else has just arrived."""
         if self._soon is None:
@@ -121,6 +137,7 @@ class Batcher:
 
     def close(self) -> None:
         """Stop looking for work."""
+        self.withdraw()
         for handle in (self._timer, self._soon):
             if handle is not None:
                 handle.cancel()
@@ -134,8 +151,12 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        queue = self._queue
+        queue, next_batch = self._queue, self._pool.next_batch
         while len(queue) > 0 and (runner := self._pool.idle()) is not None:
+            if next_batch.laid_out is not None:
+                next_batch.withdraw()
+                self._note_taken_up()
+                continue
             now = self._clock()
             if self._may_change:
                 self._limits = self._find_limits()
@@ -154,6 +175,27 @@ class Batcher:
                 self._start(runner, batch, now)
             elif not dead:  # a key whose hash has changed: nothing can be taken
                 return
+        if len(queue) >= self._limits.max_size or next_batch.laid_out is not None:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Lay out a batch that nothing which comes will change, while all replicas are busy."""
+        queue, limits, next_batch = self._queue, self._limits, self._pool.next_batch
+        if next_batch.laid_out is not None:
+            if not queue.is_plain:
+                self.withdraw()
+        elif queue.is_plain and limits.max_cost is None and not self._may_change:
+            plan = queue.plan(limits, self._clock())
+            if plan.is_full and not plan.dead:
+                next_batch.lay_out(plan, partial(self._note_done, plan.batch))
+
+    def _note_taken_up(self) -> None:
+        """Take out of the queue what a replica has taken up."""
+        taken = self._pool.next_batch.look()
+        if taken is not None:
+            self._queue.remove(taken.plan)
+            self._returns.note_sent()
+            _begin(taken.plan.batch, taken.begun_at)
 
     def _look_again(self, wait_s: float) -> None:
         if wait_s < _TIMER_GRAIN_S:  # the loop turns meanwhile, and takes in who comes
@@ -202,16 +244,12 @@ class Batcher:
             job.fail(DeadlineExceededError("queue", job.timeout_s))
 
     def _start(self, runner: BatchRunner, batch: list[Job], now: float) -> None:
-        n = len(batch)
-        for job in batch:
-            job.stage = "infer"
-            times = job.times
-            times.queue_at = began = job.enqueued_at
-            times.queue_s = now - began
-            times.batch_size = n
+        _begin(batch, now)
         runner.run(batch, partial(self._note_done, batch))
 
     def _note_done(self, batch: list[Job], report: BatchReport) -> None:
+        if self._pool.next_batch.laid_out is not None:
+            self._note_taken_up()
         if report.too_large:
             self.cap.lower(self._size_of(report.too_large))
             self._limits = self._find_limits()
@@ -240,3 +278,13 @@ class Batcher:
 
     def __repr__(self) -> str:
         return f"<Batcher {self._queue!r}>"
+
+
+def _begin(batch: list[Job], now: float) -> None:
+    n = len(batch)
+    for job in batch:
+        job.stage = "infer"
+        times = job.times
+        times.queue_at = began = job.enqueued_at
+        times.queue_s = now - began
+        times.batch_size = n

@@ -73,6 +73,11 @@ class RequestQueue(Generic[ItemT]):
         self._lanes: dict[Hashable, dict[int, ItemT]] = {}  # of which it is one
         self._is_plain = True  # there is one priority and one tenant at most, as far as is known
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether whoever comes last is served last: one priority and one tenant are known."""
+        return self._is_plain
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from mlserve.batching.next_batch import NextBatch
 from mlserve.batching.queue import BatchLimits, RequestQueue
 from mlserve.batching.report import BatchReport
 from mlserve.errors import MLServeError
@@ -54,6 +55,8 @@ class ReplicaPool:
         self._options = options
         self._batching = batching
         self._on_change = on_change
+        self.next_batch = NextBatch()
+        """What a replica that serves goes on with when it ends a batch."""
         self._replicas: list[ThreadReplica] = []
         # Those that serve; a replica that loads, ails or is closed is not among them.
         self._serving: list[ThreadReplica] = []
@@ -101,7 +104,8 @@ class ReplicaPool:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        self._serving = list(self._replicas)
+        for replica in self._replicas:
+            self._begin_to_serve(replica)
         return max(int(result) for result in results if not isinstance(result, BaseException))
 
     @property
@@ -184,7 +188,8 @@ class ReplicaPool:
     def pause(self) -> None:
         """Begin nothing any more; what waits, waits on."""
         self._breakers.clear()
-        self._serving = []
+        for replica in list(self._serving):
+            self._stop_serving(replica)
 
     async def wait_idle(self) -> None:
         """Wait until no hook of any request runs."""
@@ -193,9 +198,8 @@ class ReplicaPool:
 
     async def close(self) -> None:
         """Wait for what runs and unload every replica."""
-        self._breakers.clear()
+        self.pause()
         await self._tasks.close()
-        self._serving = []
         await asyncio.gather(*(replica.close() for replica in self._replicas))
         self._replicas = []
 
@@ -228,6 +232,14 @@ class ReplicaPool:
         self._breakers[replica] = Breaker(self._options.restart)
         return replica
 
+    def _begin_to_serve(self, replica: ThreadReplica) -> None:
+        self._serving.append(replica)
+        replica.next_batch = self.next_batch
+
+    def _stop_serving(self, replica: ThreadReplica) -> None:
+        self._serving.remove(replica)
+        replica.next_batch = None
+
     def _note_report(self, replica: ThreadReplica, report: BatchReport) -> None:
         breaker = self._breakers.get(replica)
         if breaker is None or not breaker.note(has_failed=report.has_failed):
@@ -247,13 +259,13 @@ class ReplicaPool:
                 number = replica.context.replica
                 self.reason = f"replica {number} fails on the handler's own examples"
                 logger.error("replica.breaker.opened", extra={"replica": number})
-                self._serving.remove(replica)
+                self._stop_serving(replica)
                 self.is_broken = not self._serving
                 self._on_change()
             await asyncio.sleep(wait_s)
         if breaker.is_open and self._breakers.get(replica) is breaker:
             breaker.close()
-            self._serving.append(replica)
+            self._begin_to_serve(replica)
             self.is_broken = False
             logger.warning("replica.breaker.closed", extra={"replica": replica.context.replica})
             self._on_change()
@@ -289,13 +301,13 @@ class ReplicaPool:
         """Drain and unload a replica, and bring up another one in its place."""
         self.reason = f"replica {number} is unhealthy and being restarted"
         if ailing in self._serving:  # its breaker may have opened already
-            self._serving.remove(ailing)
+            self._stop_serving(ailing)
         self._on_change()
         await self._discharge(ailing)
         await ailing.close()
         replica = await self._restart(number)
         logger.warning("replica.restart.completed", extra={"replica": number})
-        self._serving.append(replica)
+        self._begin_to_serve(replica)
         self.is_broken = False
         self._on_change()
         self._resume()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from mlserve.batching.next_batch import NextBatch
 from mlserve.batching.report import BatchReport
 from mlserve.errors import MLServeError
 from mlserve.execution.beside import HooksBeside, Prepared
@@ -59,6 +60,8 @@ class ThreadReplica:
         """How many streams run."""
         self.n_in_batch = 0
         """How many requests are in the batch that runs, until its thread returns."""
+        self.next_batch: NextBatch | None = None
+        """What the thread that ends a batch goes on with, while the replica serves."""
         self._handler = handler
         self._pipeline = pipeline
         self.prepares_nothing = pipeline.prepares_nothing
@@ -243,7 +246,28 @@ class ThreadReplica:
     def _infer_here(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         report = BatchReport(infer_at=self._pipeline.clock())
         # No local holds the outcomes: see `beside` for what errors among them would keep.
-        self._mailbox.post(self._inferred, batch, self._try_infer(batch, report), report, done)
+        self._mailbox.post(
+            self._inferred,
+            batch,
+            self._try_infer(batch, report),
+            report,
+            done,
+            self._go_on(report),
+        )
+
+    def _go_on(self, report: BatchReport) -> int:
+        """Have what is laid out run next, and say how many it is; after any trouble nothing is."""
+        next_batch = self.next_batch
+        if next_batch is None or next_batch.laid_out is None:
+            return 0
+        if report.n_splits or report.n_out_of_memory or report.has_failed:
+            return 0
+        taken = next_batch.take_up(report.infer_at + report.infer_s)
+        if taken is None:
+            return 0
+        batch = taken.plan.batch
+        self._main.go_on_with(partial(self._infer_here, batch, taken.done))
+        return len(batch)
 
     async def _infer_mixed(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         report = BatchReport(infer_at=self._pipeline.clock())
@@ -277,8 +301,9 @@ class ThreadReplica:
         outcomes: list[Outcome],
         report: BatchReport,
         done: Callable[[BatchReport], None],
+        n_next: int = 0,
     ) -> None:
-        self.n_in_batch = 0
+        self.n_in_batch = n_next
         infer_at, infer_s = report.infer_at, report.infer_s
         for job in batch:
             times = job.times

@@ -88,6 +88,10 @@ class Worker:
             self._thread = thread  # only now: nobody would run what is queued
         self._tasks.put(task)
 
+    def go_on_with(self, task: Callable[[], None]) -> None:
+        """Run `task` after those submitted before. Called by a task, in the thread."""
+        self._tasks.put(task)
+
     def submit_or(self, task: Callable[[], None], fail: Callable[[MLServeError], None]) -> None:
         """Run `task` as `submit` does; `fail` is called on the event loop if that cannot be."""
         if self._thread is not None:
