@@ -114,6 +114,33 @@ def test_a_blocked_producer_goes_on_once_half_of_what_waits_was_read() -> None:
     run(scenario())
 
 
+def test_all_that_waits_is_taken_at_once_and_its_producer_goes_on() -> None:
+    async def scenario() -> None:
+        channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=2)
+        taken: list[None] = []
+        channel.on_taken = lambda: taken.append(None)
+        assert channel.take() == []
+
+        is_full, has_put = threading.Event(), threading.Event()
+
+        def produce() -> None:
+            channel.put(1)
+            channel.put(2)
+            is_full.set()
+            channel.put(3)
+            has_put.set()
+
+        async with in_thread(produce):
+            assert await asyncio.to_thread(is_full.wait, PATIENCE_S)
+            assert channel.take() == [1, 2]
+            assert await asyncio.to_thread(has_put.wait, PATIENCE_S)
+
+        assert channel.take() == [3]
+        assert len(taken) == 3
+
+    run(scenario())
+
+
 def test_closing_wakes_a_blocked_producer_and_tells_it_to_stop() -> None:
     async def scenario() -> list[bool]:
         channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=1)
@@ -180,7 +207,7 @@ def test_only_the_first_end_counts() -> None:
         channel: Channel[int] = Channel(asyncio.get_running_loop())
         channel.end()
         channel.end(ModelError())
-        assert repr(channel) == "<Channel 0 of 16, ended>"
+        assert repr(channel) == "<Channel 0 of 32, ended>"
         with pytest.raises(ChannelClosed):
             await channel.get()
 
@@ -388,6 +415,29 @@ def test_a_stream_gives_its_chunks_and_then_closes() -> None:
         assert rig.job.times.chunks == 2
         assert rig.closed == [rig.job]
         assert rig.channel.is_closed
+
+    run_with_clock(clock, scenario())
+
+
+def test_what_is_ready_is_given_without_waiting_and_counts_as_read() -> None:
+    clock = FakeClock()
+
+    async def scenario() -> None:
+        rig = Rig(clock, Limits(idle_s=5.0))
+        assert rig.stream.ready() == []
+        for word in ("a", "b", "c"):
+            rig.channel.put(word)
+        assert await rig.stream.next() == "a"
+        clock.advance(4.0)
+        assert rig.stream.ready() == ["b", "c"]
+        assert rig.job.times.chunks == 3
+        clock.advance(4.0)  # the pause began with what was ready
+        rig.channel.put("d")
+        assert await rig.stream.next() == "d"
+        rig.channel.end(ModelError())
+        assert rig.stream.ready() == []
+        with pytest.raises(ModelError):
+            await rig.stream.next()
 
     run_with_clock(clock, scenario())
 

@@ -36,7 +36,7 @@ class Channel(Generic[ItemT]):
         capacity: How many items may wait to be read.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = 16) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, capacity: int = 32) -> None:
         self._loop = loop
         self._capacity = capacity
         # The producer appends, the consumer pops. A producer that finds no room says so before it
@@ -63,7 +63,7 @@ class Channel(Generic[ItemT]):
 
     def put(self, item: ItemT) -> bool:
         """Hand over an item; blocks while the channel is full. `False` = stop, nobody reads."""
-        while self._is_full:
+        while len(self._items) >= self._capacity and self._is_full:
             self._has_room.clear()
             if self._is_full:
                 self._has_room.wait()
@@ -118,6 +118,17 @@ class Channel(Generic[ItemT]):
             self.on_taken()
         return item
 
+    def take(self) -> list[ItemT]:
+        """Take all that waits to be read, if anything does. Event loop only."""
+        items = self._items
+        taken = [items.popleft() for _ in range(len(items))]
+        if taken:
+            self._make_room()
+            if self.on_taken is not None:
+                for _ in taken:
+                    self.on_taken()
+        return taken
+
     def close(self) -> None:
         """Leave: the producer is woken and told to stop. Event loop only."""
         if not self._closed:
@@ -142,7 +153,8 @@ class Channel(Generic[ItemT]):
         if self._closed or self._ended:
             return False
         self._items.append(item)
-        self._notify()
+        if self._waiter is not None:
+            self._notify()
         return True
 
     def _notify(self) -> None:
@@ -229,10 +241,13 @@ class ModelStream:
         self._last_at = clock()
         self._is_closed = False
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the next chunk is here already."""
-        return len(self._channel) > 0
+    def ready(self) -> list[Any]:
+        """Give the chunks that are here already, without waiting for any."""
+        chunks = self._channel.take()
+        if chunks:
+            self._last_at = self._clock()
+            self.job.times.chunks += len(chunks)
+        return chunks
 
     async def next(self, timeout_s: float = math.inf) -> Any:
         """

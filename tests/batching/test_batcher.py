@@ -44,6 +44,8 @@ class FakeReplica:
 class FakePool:
     """A pool of fake replicas."""
 
+    goes_on = True
+
     def __init__(self, n_replicas: int = 1) -> None:
         self.replicas = [FakeReplica() for _ in range(n_replicas)]
         self.next_batch = NextBatch()

@@ -140,8 +140,10 @@ async def until_noted(notes: Notebook, topic: str, n: int) -> None:
     await until(lambda: len(notes.read(topic)) >= n)
 
 
-async def die_in_batch(dying: Dying, size: int, place: int) -> list[Plan]:
-    """Have one of a full batch end the process; gives the batch in its order."""
+async def die_in_batch(
+    dying: Dying, size: int, place: int, behind: Sequence[Plan] = ()
+) -> list[Plan]:
+    """Have one of a full batch end the process, while others wait; gives the batch in its order."""
     opener = dying.plan("opener", "infer:wait")
     plans = [dying.plan(f"healthy-{number}") for number in range(size)]
     plans[place] = guilty = dying.guilty("infer")
@@ -149,7 +151,7 @@ async def die_in_batch(dying: Dying, size: int, place: int) -> list[Plan]:
     async with asyncio.TaskGroup() as group:
         group.create_task(dying.ask(opener))
         await until_noted(dying.notes, "waits", n_before + 1)
-        for number, plan in enumerate(plans, 1):
+        for number, plan in enumerate((*plans, *behind), 1):
             group.create_task(dying.ask(plan))
             await dying.until_queued(number)
         striking = group.create_task(dying.strike_waiting(guilty))

@@ -228,14 +228,7 @@ def test_what_may_not_be_run_again_is_not_and_what_waited_is_run(name: str, hall
     dying = hall.dying(CAREFUL, BY_NAME[name])
     waiting = [dying.plan(f"waiting-{number}") for number in range(6)]
 
-    async def die() -> list[Plan]:
-        async with asyncio.TaskGroup() as group:
-            batch = group.create_task(die_in_batch(dying, CAREFUL.max_size, 2))
-            await dying.until_queued(CAREFUL.max_size)
-            group.create_task(dying.play(waiting))
-        return batch.result()
-
-    batch = asyncio.run(die())
+    batch = asyncio.run(die_in_batch(dying, CAREFUL.max_size, 2, waiting))
 
     dying.require_sound(hall.tally)
     begun = dying.notes.read("run")

@@ -53,6 +53,10 @@ class Pool(Protocol):
     def is_working(self) -> bool:
         """Whether any replica runs a batch."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a replica that ends a batch can begin the next one by itself."""
+
 
 class Batcher:
     """
@@ -184,7 +188,12 @@ class Batcher:
         if next_batch.laid_out is not None:
             if not queue.is_plain:
                 self.withdraw()
-        elif queue.is_plain and limits.max_cost is None and not self._may_change:
+        elif (
+            self._pool.goes_on
+            and queue.is_plain
+            and limits.max_cost is None
+            and not self._may_change
+        ):
             plan = queue.plan(limits, self._clock())
             if plan.is_full and not plan.dead:
                 next_batch.lay_out(plan, partial(self._note_done, plan.batch))

@@ -123,6 +123,11 @@ class ReplicaPool:
         """Whether any replica runs a batch."""
         return any(replica.is_busy for replica in self._serving)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a replica that ends a batch can begin the next one by itself."""
+        return any(replica.goes_on for replica in self._serving)
+
     def idle(self) -> ThreadReplica | None:
         """Give a replica that can run a batch now."""
         for replica in self._serving:
@@ -234,7 +239,8 @@ class ReplicaPool:
 
     def _begin_to_serve(self, replica: ThreadReplica) -> None:
         self._serving.append(replica)
-        replica.next_batch = self.next_batch
+        if replica.goes_on:
+            replica.next_batch = self.next_batch
 
     def _stop_serving(self, replica: ThreadReplica) -> None:
         self._serving.remove(replica)

@@ -36,8 +36,9 @@ def run_stream(
         return
     try:
         generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__iter__")
+        accept, call, put = pipeline.contract.chunk.accept, job.call, channel.put
         for chunk in generator:
-            if job.abandoned or not channel.put(pipeline.contract.chunk.accept(chunk)):
+            if call.cancelled or not put(accept(chunk)):
                 break
     except BaseException as exc:  # noqa: BLE001 - user code may raise anything
         error = _as_stream_error(exc, pipeline, job)
@@ -68,9 +69,9 @@ async def run_async_stream(
         return
     try:
         generator = _iterator(handler.stream(*_arguments(pipeline, job)), "__aiter__")
+        accept, call, aput = pipeline.contract.chunk.accept, job.call, channel.aput
         async for chunk in generator:
-            accepted = pipeline.contract.chunk.accept(chunk)
-            if job.abandoned or not await channel.aput(accepted):
+            if call.cancelled or not await aput(accept(chunk)):
                 break
     except BaseException as exc:
         error = _as_stream_error(exc, pipeline, job)

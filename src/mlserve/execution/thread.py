@@ -90,6 +90,11 @@ class ThreadReplica:
         return self.n_in_batch > 0
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the thread that ends a batch can begin another one by itself."""
+        return not self._infer_hook.is_async
+
+    @property
     def n_running(self) -> int:
         """How many requests any hook is at work for, whoever still waits."""
         return self.n_in_batch + self.n_in_hooks + self.n_streams

@@ -149,7 +149,8 @@ def parse_json(adapter: TypeAdapter[Any], body: bytes) -> Any:
     """
     if (b"NaN" in body or b"Infinity" in body) and _CONSTANT.match(body):
         raise InvalidJSONError(_NOT_FINITE)
-    validator = adapter if len(body) <= _LARGE_BYTES else fail_fast_validator(adapter)
+    is_large = len(body) > _LARGE_BYTES
+    validator = fail_fast_validator(adapter) if is_large else adapter.validator
     try:
         value = validator.validate_json(body)
     except ValidationError as exc:

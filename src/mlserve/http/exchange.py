@@ -178,13 +178,11 @@ class Exchange:
                 self._answer = []
             self._answer.append(body)
         if self._is_stream and self.code is None:
-            self._note_chunks(body.count(_EVENT_END) - body.count(_PING) - body.endswith(_DONE))
-
-    def _note_chunks(self, n: int) -> None:
-        for _ in range(n):  # several may leave in one piece
-            now, last = time.perf_counter(), self._last_chunk_at
-            self.metrics.note_chunk(now - (last or self._started), is_first=not last)
-            self._last_chunk_at = now
+            n = body.count(_EVENT_END) - body.count(_PING) - body.endswith(_DONE)
+            if n:
+                now, last = time.perf_counter(), self._last_chunk_at
+                self.metrics.note_chunk(now - (last or self._started), is_first=not last, n=n)
+                self._last_chunk_at = now
 
     async def end(self, scope: Scope) -> None:
         """End and log a request that was answered, and let go of it with its payload."""

@@ -8,7 +8,8 @@ errors before it have their own status; a later one is an event of its own, then
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -27,6 +28,7 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 _GATHERED_BYTES = 65_536
+_breaks_lines = re.compile(rb"[\r\n]").search
 
 
 def encode_event(payload: bytes) -> bytes:
@@ -40,7 +42,7 @@ def encode_event(payload: bytes) -> bytes:
         >>> encode_event(b'{"token": "a"}')
         b'data: {"token": "a"}\\n\\n'
     """
-    if b"\n" in payload or b"\r" in payload:
+    if _breaks_lines(payload):
         lines = payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
     return b"data: " + payload + b"\n\n"
@@ -59,9 +61,8 @@ class ChunkSource(Protocol):
             MLServeError: What ended the stream before its end.
         """
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the next chunk is here already; those that are leave in one piece."""
+    def ready(self) -> Sequence[Any]:
+        """Give the chunks that are here already: they leave in one piece with the one before."""
 
     async def aclose(self) -> None:
         """Leave; may be called again."""
@@ -131,10 +132,14 @@ class EventStreamResponse(Response):
         gathered = b""
         try:
             while (event := await self._next_event()) is not None:
-                gathered += event
-                if not self._stream.is_ahead or len(gathered) > _GATHERED_BYTES:
-                    await _send_body(send, gathered)
-                    gathered = b""
+                gathered = event
+                for chunk in self._stream.ready():
+                    if len(gathered) > _GATHERED_BYTES:
+                        await _send_body(send, gathered)
+                        gathered = b""
+                    gathered += encode_event(self._encode(chunk))
+                await _send_body(send, gathered)
+                gathered = b""
         except AbandonedError:
             return  # nobody is there to read an end
         except MLServeError as exc:

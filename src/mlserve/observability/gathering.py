@@ -55,9 +55,9 @@ class Gathering(Generic[_T]):
         self._is_awaited = not self._is_sharing
         self._lock = threading.Lock()
 
-    def note(self, what: _T) -> None:
+    def note(self, *what: _T) -> None:
         """Keep it until it is written."""
-        self._noted.append(what)
+        self._noted.extend(what)
         if not self._is_awaited:
             self._await()
         elif len(self._noted) >= _MOST:

@@ -8,6 +8,7 @@ Labels are names of models, versions, codes and stages: never anything that a cl
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -191,9 +192,18 @@ class ModelMetrics:
                 if type(n) is int and n > 0:
                     tokens.note(n)
 
-    def note_chunk(self, seconds: float, *, is_first: bool) -> None:
-        """Count a chunk: how long after the head of the request, or after the chunk before."""
+    def note_chunk(self, seconds: float, *, is_first: bool, n: int = 1) -> None:
+        """
+        Count a chunk.
+
+        Args:
+            seconds: How long it came after the head of the request, or after the chunk before.
+            is_first: Whether it is the first one.
+            n: How many there are, if others have left in one piece with it.
+        """
         (self._first_chunk if is_first else self._between_chunks).note(seconds)
+        if n > 1:
+            self._between_chunks.note(*repeat(0.0, n - 1))
 
     def _write_requests(self, noted: list[_Facts]) -> None:
         answered = noted

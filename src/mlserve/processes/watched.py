@@ -254,6 +254,11 @@ class WatchedReplica(ThreadReplica):
         """Whether no batch can begin: one runs, or the answers of the last ones are not taken."""
         return self.n_in_batch > 0 or self.is_held_up()
 
+    @property
+    def goes_on(self) -> bool:
+        """Never: the event loop says on the board what is to run, before it does."""
+        return False
+
     def run(self, batch: list[Job], done: Callable[[BatchReport], None]) -> None:
         """Run a batch, as in any thread replica."""
 

@@ -111,6 +111,12 @@ class Merged:
             return number, outcome
         raise StopAsyncIteration
 
+    def ready(self) -> list[tuple[int, Any]]:
+        """Give the chunks that are here already, where there is but one stream."""
+        if len(self._streams) > 1:
+            return []
+        return [(0, chunk) for chunk in self._streams[0].ready()]
+
     async def aclose(self) -> None:
         """Leave all of them."""
         await self._tasks.close()
@@ -165,10 +171,13 @@ class Events:
                 self._ready.extend(self._writer.chunk(prompt, chunk))
         return self._ready.popleft()
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the next one is here already."""
-        return bool(self._ready)
+    def ready(self) -> list[bytes]:
+        """Give those that are here already."""
+        for prompt, chunk in self._chunks.ready():
+            self._ready.extend(self._writer.chunk(prompt, chunk))
+        events = list(self._ready)
+        self._ready.clear()
+        return events
 
     async def aclose(self) -> None:
         """Leave; may be called again."""
