@@ -11,7 +11,7 @@ import pytest
 from tests.cli.projects import Served, serving
 from tests.observability.collector import Collector, collecting
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.usefixtures("unmeasured")]
 
 PROJECT = """
 from mlserve import ModelHandler, ModelServer, Replicas

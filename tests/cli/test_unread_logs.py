@@ -14,7 +14,7 @@ import pytest
 from tests.cli.projects import serving, write_project
 from tests.http.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 
 @pytest.fixture

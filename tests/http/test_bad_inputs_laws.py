@@ -24,13 +24,13 @@ from tests.http.wire import (
 
 from mlserve.testing import running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 MODELS = st.sampled_from(sorted(ADAPTERS))
 PATIENCE_S = 1.0
 CANARY = "canary-0815"
 law = settings(
-    max_examples=100,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
