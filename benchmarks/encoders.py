@@ -248,12 +248,17 @@ def main() -> int:
     results: dict[str, list[tuple[float, float]]] = {"offline": [], "http": []}
     with served() as port:
         for number in range(-1, rounds):
-            pipe.send(seconds if number >= 0 else 1.0)
-            offline = pipe.recv()
-            http = asyncio.run(Load().measure(port, seconds if number >= 0 else 1.0))
+            took_s = seconds if number >= 0 else 1.0
+            found = {}
+            for name in ("offline", "http") if number % 2 else ("http", "offline"):
+                if name == "offline":
+                    pipe.send(took_s)
+                    found[name] = pipe.recv()
+                else:
+                    found[name] = asyncio.run(Load().measure(port, took_s))
             if number >= 0:  # the first turn warms both up
-                results["offline"].append(offline)
-                results["http"].append(http)
+                for name, figures in found.items():
+                    results[name].append(figures)
     pipe.send(0)
     worker.join()
     return report(results, options.json)

@@ -147,7 +147,7 @@ def verdict(is_met: bool) -> str:
 
 
 async def measure_end(*, has_sink: bool, has_log: bool) -> float:
-    """Give what the end of a request costs, in µs: the least, as all else on a machine only adds."""
+    """Give what the end of a request costs, in µs: the least, as other work only adds."""
     recording = Recording([NoSink()] if has_sink else [])
     listeners = Listeners()
     recording.record(listeners, ())

@@ -119,7 +119,7 @@ def test_all_that_waits_is_taken_at_once_and_its_producer_goes_on() -> None:
         channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=2)
         taken: list[None] = []
         channel.on_taken = lambda: taken.append(None)
-        assert channel.take() == []
+        assert list(channel.take()) == []
 
         is_full, has_put = threading.Event(), threading.Event()
 
@@ -132,10 +132,10 @@ def test_all_that_waits_is_taken_at_once_and_its_producer_goes_on() -> None:
 
         async with in_thread(produce):
             assert await asyncio.to_thread(is_full.wait, PATIENCE_S)
-            assert channel.take() == [1, 2]
+            assert list(channel.take()) == [1, 2]
             assert await asyncio.to_thread(has_put.wait, PATIENCE_S)
 
-        assert channel.take() == [3]
+        assert list(channel.take()) == [3]
         assert len(taken) == 3
 
     run(scenario())
@@ -424,18 +424,18 @@ def test_what_is_ready_is_given_without_waiting_and_counts_as_read() -> None:
 
     async def scenario() -> None:
         rig = Rig(clock, Limits(idle_s=5.0))
-        assert rig.stream.ready() == []
+        assert list(rig.stream.ready()) == []
         for word in ("a", "b", "c"):
             rig.channel.put(word)
         assert await rig.stream.next() == "a"
         clock.advance(4.0)
-        assert rig.stream.ready() == ["b", "c"]
+        assert list(rig.stream.ready()) == ["b", "c"]
         assert rig.job.times.chunks == 3
         clock.advance(4.0)  # the pause began with what was ready
         rig.channel.put("d")
         assert await rig.stream.next() == "d"
         rig.channel.end(ModelError())
-        assert rig.stream.ready() == []
+        assert list(rig.stream.ready()) == []
         with pytest.raises(ModelError):
             await rig.stream.next()
 

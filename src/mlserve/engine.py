@@ -323,7 +323,7 @@ class Engine:
     def _expire(self, job: Job) -> None:
         """End a job at its deadline."""
         lane = job.lane
-        job.call.cancel()  # from here on nobody begins it
+        job.call.cancel()  # before it is asked where it is: from here on nobody begins it
         job.fail(DeadlineExceededError(lane.stage_of(job), job.timeout_s))
         lane.forget(job)
 

@@ -228,7 +228,7 @@ class Lane:
         self.pool.prepare(job, prepared)
 
     def forget(self, job: Job) -> None:
-        """Free the place of a job that nobody waits for; a running one ends by itself."""
+        """Free the place of a job that nobody waits for; one that was taken up ends by itself."""
         self._release(job)
         self.batcher.withdraw()
         self.queue.discard(job)
@@ -245,7 +245,7 @@ class Lane:
             self._idle.set()
 
     def stage_of(self, job: Job) -> str:
-        """Say where a job is: `preprocess`, `queue`, `infer`, `postprocess` or `stream`."""
+        """Say where a job is, and leave it there: `preprocess`, `queue`, `infer`, …."""
         self.batcher.withdraw()
         return job.stage
 

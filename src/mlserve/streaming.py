@@ -9,7 +9,7 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -52,10 +52,6 @@ class Channel(Generic[ItemT]):
         self.on_taken: Callable[[], None] | None = None
         """Called on the event loop for each item that was read."""
 
-    def __len__(self) -> int:
-        """How many items wait to be read."""
-        return len(self._items)
-
     @property
     def is_closed(self) -> bool:
         """Whether the consumer has left."""
@@ -63,7 +59,7 @@ class Channel(Generic[ItemT]):
 
     def put(self, item: ItemT) -> bool:
         """Hand over an item; blocks while the channel is full. `False` = stop, nobody reads."""
-        while len(self._items) >= self._capacity and self._is_full:
+        while len(self._items) >= self._capacity and self._is_full:  # which asks for more
             self._has_room.clear()
             if self._is_full:
                 self._has_room.wait()
@@ -88,7 +84,8 @@ class Channel(Generic[ItemT]):
         if not self._ended:
             self._error = error
             self._ended = True
-            self._notify()
+            if self._waiter is not None:
+                self._notify()
 
     def abort(self, error: BaseException) -> None:
         """End the stream from the reader's side: the producer is told to stop. Event loop only."""
@@ -118,16 +115,16 @@ class Channel(Generic[ItemT]):
             self.on_taken()
         return item
 
-    def take(self) -> list[ItemT]:
-        """Take all that waits to be read, if anything does. Event loop only."""
+    def take(self) -> Iterator[ItemT]:
+        """Take what waits to be read, one by one, and wait for nothing. Event loop only."""
         items = self._items
-        taken = [items.popleft() for _ in range(len(items))]
-        if taken:
-            self._make_room()
-            if self.on_taken is not None:
-                for _ in taken:
+        try:
+            for _ in range(len(items)):  # whoever is quick may add to them for ever
+                yield items.popleft()
+                if self.on_taken is not None:
                     self.on_taken()
-        return taken
+        finally:
+            self._make_room()
 
     def close(self) -> None:
         """Leave: the producer is woken and told to stop. Event loop only."""
@@ -158,11 +155,10 @@ class Channel(Generic[ItemT]):
         return True
 
     def _notify(self) -> None:
-        if self._waiter is not None:
-            try:
-                self._loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the loop is closed: nobody reads any more
-                self._closed = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop is closed: nobody reads any more
+            self._closed = True
 
     def _wake(self, *, is_late: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -241,13 +237,12 @@ class ModelStream:
         self._last_at = clock()
         self._is_closed = False
 
-    def ready(self) -> list[Any]:
+    def ready(self) -> Iterator[Any]:
         """Give the chunks that are here already, without waiting for any."""
-        chunks = self._channel.take()
-        if chunks:
-            self._last_at = self._clock()
-            self.job.times.chunks += len(chunks)
-        return chunks
+        for chunk in self._channel.take():
+            self.job.times.chunks += 1
+            yield chunk
+        self._last_at = self._clock()
 
     async def next(self, timeout_s: float = math.inf) -> Any:
         """

@@ -9,7 +9,7 @@ from tests.fake_time import run_with_clock
 
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.next_batch import NextBatch
-from mlserve.batching.queue import RequestQueue
+from mlserve.batching.queue import BatchLimits, Plan, RequestQueue
 from mlserve.batching.report import BatchReport
 from mlserve.errors import DeadlineExceededError
 from mlserve.handler import Call
@@ -65,7 +65,7 @@ class FakePool:
     def take_up(self, number: int, now: float) -> list[str]:
         """Have a replica's thread end its batch, and give what it goes on with."""
         replica = self.replicas[number]
-        taken = self.next_batch.take_up(now)
+        taken = self.next_batch.take_up(lambda: now)
         ended = replica._done
         assert ended is not None
         replica._done = None
@@ -362,22 +362,6 @@ def test_a_closed_batcher_sends_nothing_more() -> None:
     assert rig.pool.batches == []
 
 
-def test_another_pool_gets_what_waits() -> None:
-    async def scenario(rig: Rig) -> None:
-        rig.submit("a")
-        await one_iteration()
-        rig.submit("b")
-        await one_iteration()
-        other = FakePool()
-        rig.batcher.use(other)
-        await one_iteration()
-        assert other.batches == [["b"]]
-
-    rig = run(scenario)
-
-    assert rig.pool.batches == [["a"]]
-
-
 def names(jobs: list[Job], stage: str) -> list[str]:
     return [job.payload for job in jobs if job.stage == stage]
 
@@ -500,18 +484,42 @@ def test_no_other_replica_is_given_what_one_has_taken_up() -> None:
     assert rig.pool.batches == [["a", "b"], ["g", "h"], ["c", "d"], ["e", "f"]]
 
 
-def test_a_replica_of_another_pool_takes_up_nothing() -> None:
+def test_what_is_too_large_for_the_memory_is_not_taken_up() -> None:
+    async def scenario(rig: Rig) -> None:
+        (first, second) = rig.submit("a", "b")
+        await one_iteration()
+        rig.submit("c", "d")
+        await one_iteration()
+        done = rig.pool.replicas[0]._done
+        assert done is not None
+        done(BatchReport(infer_s=0.01, too_large=[first, second]))
+
+        assert rig.pool.take_up(0, rig.clock()) == ["c"]
+
+    run(scenario, Batching(max_size=2))
+
+
+def test_many_keys_are_not_looked_through_while_all_replicas_are_busy() -> None:
     async def scenario(rig: Rig) -> None:
         rig.submit("a")
         await one_iteration()
-        rig.submit("b", "c")
-        await one_iteration()
-        other = FakePool()
-        rig.batcher.use(other)
+        for number, job in enumerate(rig.submit("b", "c", "d", "e")):
+            rig.queue.discard(job)
+            job.key = number
+            assert rig.queue.reserve()
+            rig.queue.put(job)
+        planned: list[float] = []
+        plan = rig.queue.plan
 
-        assert rig.pool.take_up(0, rig.clock()) == []
+        def noting(limits: BatchLimits, now: float) -> Plan[Job]:
+            planned.append(now)
+            return plan(limits, now)
+
+        rig.queue.plan = noting  # type: ignore[method-assign]
+        rig.batcher.wake()
         await one_iteration()
-        assert other.batches == [["b", "c"]]
+
+        assert planned == []
 
     run(scenario, Batching(max_size=2))
 

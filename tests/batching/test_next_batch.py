@@ -22,6 +22,10 @@ def plan_of(*timeouts_s: float) -> Plan[Job]:
     return Plan(jobs, is_full=True, dead=[])
 
 
+def at(now: float) -> FakeClock:
+    return FakeClock(now)
+
+
 def nobody(report: BatchReport) -> None:
     raise AssertionError("Nothing is run here.")
 
@@ -31,11 +35,11 @@ def test_what_was_taken_up_is_known_to_the_event_loop_once_it_looks() -> None:
     next_batch.lay_out(plan, nobody)
     assert next_batch.look() is None
 
-    taken = next_batch.take_up(1.0)
+    taken = next_batch.take_up(at(1.0))
 
     assert taken is not None
     assert (taken.plan, taken.begun_at) == (plan, 1.0)
-    assert next_batch.take_up(1.0) is None
+    assert next_batch.take_up(at(1.0)) is None
     assert next_batch.laid_out is taken  # for all that the event loop knows
     assert next_batch.look() is taken
     assert next_batch.laid_out is None
@@ -49,7 +53,7 @@ def test_what_was_withdrawn_is_not_taken_up() -> None:
     next_batch.withdraw()
 
     assert next_batch.laid_out is None
-    assert next_batch.take_up(1.0) is None
+    assert next_batch.take_up(at(1.0)) is None
     assert next_batch.look() is None
 
 
@@ -58,7 +62,7 @@ def test_nobody_takes_up_what_has_expired_in_part(now: float) -> None:
     next_batch = NextBatch()
     next_batch.lay_out(plan_of(5.0, 2.0), nobody)
 
-    assert next_batch.take_up(now) is None
+    assert next_batch.take_up(at(now)) is None
     assert next_batch.look() is None
 
 
@@ -68,7 +72,7 @@ def test_nobody_takes_up_what_a_client_has_left() -> None:
 
     plan.batch[1].call.cancel()
 
-    assert next_batch.take_up(1.0) is None
+    assert next_batch.take_up(at(1.0)) is None
 
 
 def test_it_says_whether_there_is_one() -> None:
@@ -101,7 +105,7 @@ def test_of_threads_and_the_event_loop_exactly_one_gets_each() -> None:
 
     def take() -> None:
         while not is_over.is_set():
-            if laid_out := next_batch.take_up(0.0):
+            if laid_out := next_batch.take_up(at(0.0)):
                 taken.append(laid_out)
 
     threads = [threading.Thread(target=take) for _ in range(3)]
@@ -154,7 +158,7 @@ class Threads(RuleBasedStateMachine):
 
     @rule()
     def take_up(self) -> None:
-        if taken := self.next_batch.take_up(self.clock()):
+        if taken := self.next_batch.take_up(self.clock):
             assert all(not job.abandoned for job in taken.plan.batch)
             assert all(job.deadline > self.clock() for job in taken.plan.batch)
             self.begun += taken.plan.batch

@@ -227,6 +227,26 @@ def test_a_plan_knows_when_its_oldest_request_came() -> None:
     assert plan.oldest_at == 3.0
 
 
+def test_a_queue_is_plain_while_whoever_comes_last_is_served_last() -> None:
+    queue = queue_of([Waiting()])
+    assert queue.is_plain
+    for other in (Waiting(priority=1), Waiting(tenant="t"), Waiting(key="k")):
+        assert not queue_of([Waiting(), other]).is_plain
+
+
+@pytest.mark.parametrize("other", [Waiting(priority=1), Waiting(tenant="t"), Waiting(key="k")])
+def test_a_queue_is_plain_again_once_whoever_was_different_is_served(other: Waiting) -> None:
+    queue = queue_of([Waiting(), other])
+    for _ in range(2):  # whoever comes first after it may still be the other one
+        while len(queue):
+            queue.take(BatchLimits(max_size=1), NOW)
+        queue.reserve()
+        queue.put(Waiting())
+
+    assert queue.is_plain
+    assert queue.ahead_of(0) == 1
+
+
 def test_an_empty_queue_plans_nothing() -> None:
     plan = queue_of([]).take(BatchLimits(max_size=1), NOW)
 

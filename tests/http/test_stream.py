@@ -26,6 +26,7 @@ from mlserve import (
     ServerSettings,
 )
 from mlserve.http.disconnect import DisconnectWatch
+from mlserve.observability.access_log import JsonFormatter
 
 STREAM = "/v1/models/m/stream"
 SECRET = "/srv/secret/weights.safetensors"  # noqa: S105 - a path, which answers must not show
@@ -143,6 +144,21 @@ def test_a_later_error_is_an_event_and_done_comes_after_it_once(
     assert events[-1] == "[DONE]"
     assert events.count("[DONE]") == 1
     assert SECRET not in answer.text
+
+
+def test_only_what_was_read_to_be_written_counts_as_chunks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Late(ModelHandler[str, str]):
+        async def stream(self, item: str) -> AsyncIterator[str]:
+            for text in ("a", "b", "\ud800", *"cdefgh"):  # all are there before the first is read
+                yield text
+
+    app = ModelServer().add("m", Late).build()
+    with caplog.at_level("INFO", "mlserve.access"), TestClient(app) as client:
+        client.post(STREAM, json="x")
+
+    assert '"chunks": 3' in "".join(map(JsonFormatter().format, caplog.records))
 
 
 def test_an_async_generator_streams_and_fails_alike() -> None:

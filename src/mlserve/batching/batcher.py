@@ -64,7 +64,7 @@ class Batcher:
 
     Args:
         batching: The model's options.
-        pool: Where batches run; may be exchanged with `use`.
+        pool: Where batches run.
         queue: The waiting requests.
         clock: Gives monotonic seconds.
         metrics: Count the batches.
@@ -103,12 +103,6 @@ class Batcher:
             self._rules.append(wait_for_arrivals(batching.max_wait_s))
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
-
-    def use(self, pool: Pool) -> None:
-        """Send what comes next to other replicas."""
-        self.withdraw()
-        self._pool = pool
-        self.wake()
 
     def submit(self, job: Job) -> None:
         """Queue a preprocessed job; its place was reserved before."""
@@ -260,6 +254,7 @@ class Batcher:
         if self._pool.next_batch.laid_out is not None:
             self._note_taken_up()
         if report.too_large:
+            self.withdraw()
             self.cap.lower(self._size_of(report.too_large))
             self._limits = self._find_limits()
         n = len(batch)

@@ -44,19 +44,28 @@ class NextBatch:
         # That something is put there or taken away is one step for every thread.
         self._place: deque[LaidOut] = deque()
         self.laid_out: LaidOut | None = None
-        """What is there, or was when the event loop last looked."""
+        """What is there as far as the event loop knows; for threads a hint."""
 
     def lay_out(self, plan: Plan[Job], done: Callable[[BatchReport], None]) -> None:
         """Have whoever ends a batch go on with this one. Event loop only; nothing is there yet."""
         self.laid_out = laid_out = LaidOut(plan, done)
         self._place.append(laid_out)
 
-    def take_up(self, now: float) -> LaidOut | None:
-        """Take it, to run it; `None` = there is none, or somebody in it is dead. Any thread."""
+    def take_up(self, clock: Callable[[], float]) -> LaidOut | None:
+        """
+        Take it, to run it. Any thread.
+
+        Args:
+            clock: Gives monotonic seconds.
+
+        Returns:
+            What was there; `None` = nothing was, or somebody in it is dead.
+        """
         try:
             laid_out = self._place[0]
         except IndexError:
             return None
+        now = clock()  # not before: it may be younger than the batch that has just ended
         for job in laid_out.plan.batch:
             if is_dead(job, now):
                 return None

@@ -75,8 +75,8 @@ class RequestQueue(Generic[ItemT]):
 
     @property
     def is_plain(self) -> bool:
-        """Whether whoever comes last is served last: one priority and one tenant are known."""
-        return self._is_plain
+        """Whether whoever comes last is served last: priority, tenant and key are those of all."""
+        return self._is_plain and len(self._lane) == len(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,7 +177,7 @@ class RequestQueue(Generic[ItemT]):
         return plan
 
     def remove(self, plan: Plan[ItemT]) -> None:
-        """Remove what was planned just now: nothing has come or gone since."""
+        """Remove what was planned: of that, and of what was to come before it, nothing has gone."""
         batch, _, dead = plan
         places, lane = self._places, self._lane
         if dead or not self._is_plain or len(lane) != len(places):
@@ -204,6 +204,7 @@ class RequestQueue(Generic[ItemT]):
     def _new_share(self, item: ItemT) -> Share[ItemT]:
         level = self._levels.get(item.priority)
         if level is None:
+            self._forget_empty_levels()
             level = self._levels[item.priority] = Level[ItemT]()
             self._last_priority = max(self._levels)
         # While it had nothing waiting it has saved no turns.
@@ -218,7 +219,14 @@ class RequestQueue(Generic[ItemT]):
                 level.charge([item for item in plan.batch if item.priority == priority])
         for item in (*plan.batch, *plan.dead):
             self.discard(item)
-        self._is_plain = len(self._levels) == 1 == len(next(iter(self._levels.values())).shares)
+        if len(self._levels) > 1:
+            self._forget_empty_levels()
+        self._is_plain = [len(level.shares) for level in self._levels.values()] in ([], [1])
+
+    def _forget_empty_levels(self) -> None:
+        for priority in [p for p, level in self._levels.items() if level.is_empty]:
+            del self._levels[priority]
+        self._last_priority = max(self._levels, default=0)
 
     def _plan_in_turns(self, limits: BatchLimits, now: float) -> Plan[ItemT]:
         dead: list[ItemT] = []

@@ -78,6 +78,11 @@ class Level(Generic[ItemT]):
         self.turn = 0
         """What had been served, before it, to the tenant that the last batch began with."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of this priority waits."""
+        return not any(share.lanes for share in self.shares.values())
+
     def charge(self, items: list[ItemT]) -> None:
         """Note that items of this priority are served, in this order."""
         if items:
@@ -90,7 +95,7 @@ class Level(Generic[ItemT]):
 
     def rest(self, tenant: str | None) -> None:
         """Forget who was served what once nothing waits; `tenant` was the last one."""
-        if not any(share.lanes for share in self.shares.values()):
+        if self.is_empty:
             share = self.shares[tenant]
             self.shares = {tenant: share}
             self.turn = share.used = 0

@@ -267,7 +267,7 @@ class ThreadReplica:
             return 0
         if report.n_splits or report.n_out_of_memory or report.has_failed:
             return 0
-        taken = next_batch.take_up(report.infer_at + report.infer_s)
+        taken = next_batch.take_up(self._pipeline.clock)
         if taken is None:
             return 0
         batch = taken.plan.batch

@@ -9,7 +9,7 @@ errors before it have their own status; a later one is an event of its own, then
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -61,8 +61,13 @@ class ChunkSource(Protocol):
             MLServeError: What ended the stream before its end.
         """
 
-    def ready(self) -> Sequence[Any]:
-        """Give the chunks that are here already: they leave in one piece with the one before."""
+    def ready(self) -> Iterable[Any]:
+        """
+        Give the chunks that are here already: they leave in one piece with the one before.
+
+        Raises:
+            MLServeError: What ended the stream after those that it has given.
+        """
 
     async def aclose(self) -> None:
         """Leave; may be called again."""
@@ -134,10 +139,9 @@ class EventStreamResponse(Response):
             while (event := await self._next_event()) is not None:
                 gathered = event
                 for chunk in self._stream.ready():
-                    if len(gathered) > _GATHERED_BYTES:
-                        await _send_body(send, gathered)
-                        gathered = b""
                     gathered += encode_event(self._encode(chunk))
+                    if len(gathered) > _GATHERED_BYTES:
+                        break  # the others wait for who reads
                 await _send_body(send, gathered)
                 gathered = b""
         except AbandonedError:

@@ -56,7 +56,7 @@ class Gathering(Generic[_T]):
         self._lock = threading.Lock()
 
     def note(self, *what: _T) -> None:
-        """Keep it until it is written."""
+        """Keep what is noted until it is written."""
         self._noted.extend(what)
         if not self._is_awaited:
             self._await()

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,12 @@ import httpx2
 import openai
 import pytest
 from fastapi import Depends, HTTPException
+from fastapi.testclient import TestClient
 from tests.protocols.openai.parrot import Heard, Parrot
 
-from mlserve import ModelServer, QueueFullError
+from mlserve import ModelHandler, ModelServer, QueueFullError
 from mlserve.protocols.openai import OpenAIProtocol
+from mlserve.tasks.generation import Generation, GenerationChunk, GenerationRequest
 from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
@@ -158,6 +160,22 @@ def test_an_error_amid_a_stream_is_raised_and_ends_it(counted: Counted, url: str
     error = json.loads(event.removeprefix("data: "))["error"]
     assert (error["type"], error["code"]) == ("server_error", "out_of_memory")
     assert error["request_id"] == sent.headers["x-request-id"]
+    assert end == "data: [DONE]"
+
+
+def test_what_came_before_a_chunk_that_cannot_be_written_is_sent() -> None:
+    class Unwritable(ModelHandler[GenerationRequest, Generation, GenerationChunk]):
+        async def stream(self, item: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+            for text in ("one ", "two ", "\ud800"):  # all are there before the first is read
+                yield GenerationChunk(text=text)
+
+    app = ModelServer().use(OpenAIProtocol()).add("m", Unwritable).build()
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    with TestClient(app) as client:
+        *events, error, end = client.post("/v1/chat/completions", json=body).text.split("\n\n")[:-1]
+
+    assert [word for event in events for word in ("one", "two") if word in event] == ["one", "two"]
+    assert "cannot be written" in error
     assert end == "data: [DONE]"
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlserve.engine import Engine
@@ -111,11 +111,11 @@ class Merged:
             return number, outcome
         raise StopAsyncIteration
 
-    def ready(self) -> list[tuple[int, Any]]:
+    def ready(self) -> Iterator[tuple[int, Any]]:
         """Give the chunks that are here already, where there is but one stream."""
-        if len(self._streams) > 1:
-            return []
-        return [(0, chunk) for chunk in self._streams[0].ready()]
+        if len(self._streams) == 1:
+            for chunk in self._streams[0].ready():
+                yield 0, chunk
 
     async def aclose(self) -> None:
         """Leave all of them."""
@@ -171,13 +171,21 @@ class Events:
                 self._ready.extend(self._writer.chunk(prompt, chunk))
         return self._ready.popleft()
 
-    def ready(self) -> list[bytes]:
-        """Give those that are here already."""
+    def ready(self) -> Iterator[bytes]:
+        """
+        Give those that are here already.
+
+        Raises:
+            MLServeError: If one cannot be written, after those before it.
+        """
+        yield from self._take_ready()
         for prompt, chunk in self._chunks.ready():
             self._ready.extend(self._writer.chunk(prompt, chunk))
-        events = list(self._ready)
-        self._ready.clear()
-        return events
+            yield from self._take_ready()
+
+    def _take_ready(self) -> Iterator[bytes]:
+        while self._ready:
+            yield self._ready.popleft()
 
     async def aclose(self) -> None:
         """Leave; may be called again."""
