@@ -7,17 +7,17 @@ the report says why.
 
     python -m benchmarks list
     python -m benchmarks run --quick
-    python -m benchmarks run --page
+    python -m benchmarks run --others --page
 
 The other benchmarks in this folder are commands of their own, such as
-`python -m benchmarks.overload`.
+`python -m benchmarks.overload`; with `--others` those that the goals need are run as well.
 """
 
 import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.compare.bars import Bar, evaluated
 from benchmarks.compare.environments import versions_of
 from benchmarks.compare.footprint import Footprint, taken
 from benchmarks.compare.machine import Machine, seen
+from benchmarks.compare.others import Others, run_others
 from benchmarks.compare.report import charts, page_parts, whole
 from benchmarks.compare.results import Results
 from benchmarks.compare.run import Options, pythons_of, run
@@ -69,6 +70,8 @@ class Record:
     results: Results
     machine: Machine
     footprint: Footprint | None
+    others: Others = field(default_factory=dict)
+    """What the benchmarks have found that are commands of their own."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Record":
@@ -78,12 +81,13 @@ class Record:
             results=Results.from_json(values),
             machine=Machine(**values["machine"]),
             footprint=None if footprint is None else Footprint(**footprint),
+            others=values.get("others", {}),
         )
 
     @property
     def bars(self) -> list[Bar]:
         """The goals, and what was measured of them."""
-        return evaluated(self.results, self.footprint)
+        return evaluated(self.results, self.footprint, self.others)
 
     def report(self) -> str:
         """Give it as Markdown."""
@@ -95,6 +99,7 @@ class Record:
         values = {
             "machine": asdict(self.machine),
             "footprint": None if self.footprint is None else asdict(self.footprint),
+            "others": self.others,
             **self.results.as_json(),
         }
         (folder / "results.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -131,7 +136,12 @@ def _measured(options: argparse.Namespace, command: str) -> Record:
     footprint = taken(3 if options.quick else 5) if with_ours else None
     names = tuple(sorted({"mlserve", *(p for s in plan.systems for p in s.packages)}))
     versions = {where: versions_of(python, names) for where, python in pythons_of(plan).items()}
-    return Record(results=results, machine=replace(machine, versions=versions), footprint=footprint)
+    return Record(
+        results=results,
+        machine=replace(machine, versions=versions),
+        footprint=footprint,
+        others=run_others() if options.others else {},
+    )
 
 
 def _workloads(options: argparse.Namespace) -> list[Workload]:
@@ -167,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--rounds", type=int, default=3)
     run_.add_argument("--share", type=float, help="of each load's seconds")
     run_.add_argument("--quick", action="store_true", help="one short round, under 3 minutes")
+    run_.add_argument("--others", action="store_true", help="run the other benchmarks, too")
     run_.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     run_.add_argument("--cache", type=Path, default=CACHE, help="where the peers are installed")
     report = commands.add_parser("report", help="say again what a run has found")

@@ -6,11 +6,12 @@ requests so that the machine's moods meet all alike. The model sleeps 5 ms and m
 Beside mlserve, with and without `max_wait_s`, stand the same endpoint written by hand in FastAPI
 (`def`, so in a thread as well) and the least that one thread costs: a bare ASGI application.
 
-    python benchmarks/lone_request.py [--rounds 10]
+    python -m benchmarks.lone_request [--rounds 10] [--json FILE]
 """
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import re
 import socket
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
@@ -128,7 +130,8 @@ def main() -> None:
     """Measure all systems in turns and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    n_rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes, connections = {}, {}
     for name in SYSTEMS:
@@ -137,19 +140,25 @@ def main() -> None:
         connections[name] = socket.create_connection(("127.0.0.1", pipes[name].recv()))
         connections[name].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     added: dict[str, list[tuple[float, float | None]]] = {name: [] for name in SYSTEMS}
-    for _ in range(n_rounds):
+    for _ in range(options.rounds):
         for name, connection in connections.items():
             added[name] += measure(connection)
+    found = {}
     for name, values in added.items():
         seen = [client for client, _ in values]
         inside = [server for _, server in values if server is not None]
+        found[name] = {"seen_ms": statistics.median(seen)}
+        if inside:
+            found[name]["inside_ms"] = statistics.median(inside)
         note = f"; inside the server {statistics.median(inside):.2f} ms" if inside else ""
         print(
             f"{name:26} adds, seen by the client: median {statistics.median(seen):.2f} ms,"
             f" p95 {statistics.quantiles(seen, n=20)[18]:.2f} ms{note}"
         )
-    best = statistics.median(client for client, _ in added["mlserve"])
-    print(f"The bar is {BAR_MS} ms: {'met' if best <= BAR_MS else 'missed'}.")
+    is_met = found["mlserve"]["seen_ms"] <= BAR_MS
+    print(f"The bar is {BAR_MS} ms: {'met' if is_met else 'missed'}.")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
     for pipe in pipes.values():
         pipe.send("stop")
 

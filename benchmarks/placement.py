@@ -8,7 +8,7 @@ alike. Medians over the rounds:
 - 64 clients of it, each sending again once it has its answer: requests/s
 - 64 clients of a model that computes in Python, holding the interpreter, for 1 ms a request
 
-    python -m benchmarks.placement [--rounds 5] [--seconds 2]
+    python -m benchmarks.placement [--rounds 5] [--seconds 2] [--json FILE]
 """
 
 import argparse
@@ -19,6 +19,7 @@ import statistics
 import time
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from mlserve import ModelHandler, ModelServer, Replicas
@@ -149,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
@@ -176,6 +178,8 @@ def main() -> None:
         **{name: {k: round(v, 3) for k, v in median.items()} for name, median in medians.items()},
     }
     print(json.dumps(summary))
+    if options.json:
+        options.json.write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

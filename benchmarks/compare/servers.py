@@ -18,7 +18,7 @@ from typing import IO, Any
 from benchmarks.compare.systems import System
 from benchmarks.compare.workloads import N_EVENTS, Workload, payloads
 
-__all__ = ["FailedError", "Running", "check", "started"]
+__all__ = ["ROOT", "FailedError", "Running", "all_cores", "check", "started"]
 
 ROOT = Path(__file__).parents[2]
 N_CHECKED = 40
@@ -64,6 +64,11 @@ class Running:
             with contextlib.suppress(OSError):
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
         return total / 1e6
+
+
+def all_cores() -> list[int]:
+    """Give those that this process had when it began."""
+    return _ALLOWED
 
 
 def cores() -> tuple[int, int]:

@@ -25,6 +25,17 @@ MACHINE = Machine(
     command="python -m benchmarks run",
 )
 FOOTPRINT = Footprint(import_s=[0.5, 0.7], ready_s=[1.3, 1.4], idle_mb=60.0)
+OTHERS = {
+    "overload": {
+        "loads": {
+            load: {"goodput_share": 0.93, "refused_p99_ms": 30.0, "share_after": 1.0}
+            for load in ("2", "5", "10")
+        }
+    },
+    "encoders": {"ratio": 0.91},
+    "placement": {"requests_share": 0.85, "lone_added_ms": 0.3},
+    "lone_request": {"mlserve": {"seen_ms": 0.5, "inside_ms": 0.2}},
+}
 
 
 def _results() -> Results:
@@ -53,7 +64,7 @@ def _results() -> Results:
 
 
 def _record() -> Record:
-    return Record(results=_results(), machine=MACHINE, footprint=FOOTPRINT)
+    return Record(results=_results(), machine=MACHINE, footprint=FOOTPRINT, others=OTHERS)
 
 
 def _bar(bars: list[Bar], what: str) -> Bar:
@@ -62,7 +73,7 @@ def _bar(bars: list[Bar], what: str) -> Bar:
 
 
 def test_goals_are_met_or_missed_by_the_medians() -> None:
-    bars = evaluated(_results(), FOOTPRINT)
+    bars = evaluated(_results(), FOOTPRINT, OTHERS)
 
     assert _bar(bars, "no-op, 64 connections").measured == "3.00"
     assert _bar(bars, "no-op, 64 connections").is_met is True
@@ -72,10 +83,17 @@ def test_goals_are_met_or_missed_by_the_medians() -> None:
     assert _bar(bars, "`import mlserve`").measured == "0.50 (0.50-0.70)"
     assert _bar(bars, "`import mlserve`").is_met is True
     assert _bar(bars, "ready with a trivial model").is_met is False
+    assert _bar(bars, "without the sleep's").measured == "0.50; 0.20"
+    assert _bar(bars, "at 2×").is_met is False
+    assert _bar(bars, "at 10×").measured == "93%; 30.0 ms; 100%"
+    assert _bar(bars, "at 10×").is_met is True
+    assert _bar(bars, "share of what the same policy does offline").is_met is True
+    assert _bar(bars, "MiniLM: texts/s").measured == "1.50"
+    assert _bar(bars, "processes against threads").is_met is False
 
 
 def test_what_is_not_measured_here_says_where_it_is() -> None:
-    bars = evaluated(Results([]), None)
+    bars = evaluated(Results([]), None, {})
 
     assert {bar.is_met for bar in bars} == {None}
     commands = {bar.how for bar in bars}
@@ -85,7 +103,7 @@ def test_what_is_not_measured_here_says_where_it_is() -> None:
 
 def test_the_report_names_machine_ratios_spread_and_what_was_left_out() -> None:
     results = _results()
-    report = whole(results, MACHINE, evaluated(results, FOOTPRINT))
+    report = whole(results, MACHINE, evaluated(results, FOOTPRINT, OTHERS))
 
     assert "An Abacus" in report
     assert "make 80%" in report
@@ -98,7 +116,7 @@ def test_the_report_names_machine_ratios_spread_and_what_was_left_out() -> None:
 
 def test_every_table_is_as_wide_as_its_head() -> None:
     results = _results()
-    report = whole(results, MACHINE, evaluated(results, FOOTPRINT))
+    report = whole(results, MACHINE, evaluated(results, FOOTPRINT, OTHERS))
 
     for block in report.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
