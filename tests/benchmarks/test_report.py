@@ -9,6 +9,7 @@ from benchmarks.__main__ import Record, main, rewrite
 from benchmarks.compare.bars import Bar, evaluated
 from benchmarks.compare.footprint import Footprint
 from benchmarks.compare.machine import Machine
+from benchmarks.compare.others import Others
 from benchmarks.compare.report import charts, whole
 from benchmarks.compare.results import Absence, Results, Sample
 from benchmarks.compare.workloads import WORKLOADS
@@ -25,7 +26,7 @@ MACHINE = Machine(
     command="python -m benchmarks run",
 )
 FOOTPRINT = Footprint(import_s=[0.5, 0.7], ready_s=[1.3, 1.4], idle_mb=60.0)
-OTHERS = {
+OTHERS: Others = {
     "overload": {
         "loads": {
             load: {"goodput_share": 0.93, "refused_p99_ms": 30.0, "share_after": 1.0}
