@@ -95,7 +95,7 @@ class Waiting(NamedTuple):
     """What a request takes while it waits in the queue, in bytes."""
 
     own_bytes: float
-    """What the code of mlserve has made for it; its payload is made by pydantic's."""
+    """What the code of mlserve has made for it, without the payload that it had pydantic make."""
     all_bytes: float
     """What anybody has made for it: also uvicorn, FastAPI and the payload."""
     payload_bytes: float
@@ -188,7 +188,7 @@ async def _wait(system: str, n: int) -> Waiting:
         if not entry.traceback[0].filename.startswith((_BENCHMARKS, tracemalloc.__file__))
     }
     own = sum(size for name, size in grown.items() if name.startswith(_PACKAGE))
-    return Waiting(own, sum(grown.values()), payload)
+    return Waiting(max(0.0, own - payload), sum(grown.values()), payload)
 
 
 def _payload_bytes() -> float:
