@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -46,10 +47,12 @@ def _no_models_of_other_files_in_metrics() -> Iterator[None]:
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """Leave what a test does a million times as fast as users have it."""
-    trace = sys.gettrace()
+    """Leave what a test does, also in threads that it starts, as fast as users have it."""
+    trace, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
+    threading.settrace(None)
     yield
+    threading.settrace(of_threads)
     sys.settrace(trace)
 
 

@@ -442,6 +442,22 @@ def test_what_is_ready_is_given_without_waiting_and_counts_as_read() -> None:
     run_with_clock(clock, scenario())
 
 
+def test_to_look_for_what_is_ready_makes_no_pause_shorter() -> None:
+    clock = FakeClock()
+
+    async def scenario() -> None:
+        rig = Rig(clock, Limits(idle_s=5.0))
+        rig.channel.put("a")
+        assert await rig.stream.next() == "a"
+        clock.advance(4.0)
+        assert list(rig.stream.ready()) == []
+        clock.advance(2.0)
+        with pytest.raises(DeadlineExceededError):
+            await rig.stream.next()
+
+    run_with_clock(clock, scenario())
+
+
 def test_leaving_a_stream_tells_its_generator_to_stop_once() -> None:
     clock = FakeClock()
 

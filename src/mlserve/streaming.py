@@ -240,9 +240,9 @@ class ModelStream:
     def ready(self) -> Iterator[Any]:
         """Give the chunks that are here already, without waiting for any."""
         for chunk in self._channel.take():
+            self._last_at = self._clock()
             self.job.times.chunks += 1
             yield chunk
-        self._last_at = self._clock()
 
     async def next(self, timeout_s: float = math.inf) -> Any:
         """
