@@ -446,7 +446,16 @@ def test_without_the_extra_it_says_what_to_install(
     assert "pip install 'mlserve[sql]'" in replay(sqlite_url(tmp_path), "near", expected=2)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Heed interrupts: who runs these tests in the background ignores them, for children too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.timeout(60)
 def test_an_interrupt_prints_what_there_is(recorded: str, folder: Path) -> None:
     command = [sys.executable, "-m", "mlserve", "replay", recorded]

@@ -16,6 +16,7 @@ from tests.faults.rig import Tally, require_none
 from tests.faults.table import Mode, new_plan
 
 from mlserve import Limits, ModelServer
+from mlserve.processes.lane import RemoteLane
 
 HARD_TIMEOUT_S = 1.0
 LIMITS = Limits(timeout_s=10.0, stream_timeout_s=10.0, hard_timeout_s=HARD_TIMEOUT_S)
@@ -117,6 +118,13 @@ class Dying:
         model = self.server.model_for(self.mode.name)
         await until(lambda: model.statistics().queued == n)
 
+    async def until_held(self, n: int) -> None:
+        """Wait until the process has so many requests, and none is on its way."""
+        lane = self.server.model_for(self.mode.name).engine._lane
+        assert isinstance(lane, RemoteLane)
+        rows = lane._board.replicas
+        await until(lambda: sum(row.held for row in rows) >= n)
+
     def pid(self) -> int:
         """Give the process that was loaded last."""
         return int(self.notes.read("loaded")[-1].split()[0])
@@ -154,6 +162,7 @@ async def die_in_batch(
         for number, plan in enumerate((*plans, *behind), 1):
             group.create_task(dying.ask(plan))
             await dying.until_queued(number)
+        await dying.until_held(1 + len(plans) + len(behind))
         striking = group.create_task(dying.strike_waiting(guilty))
         await asyncio.sleep(0)  # it looks first at what waits before this one
         dying.release(opener)
