@@ -141,6 +141,25 @@ def test_all_that_waits_is_taken_at_once_and_its_producer_goes_on() -> None:
     run(scenario())
 
 
+def test_whoever_stops_taking_has_taken_what_he_was_given_and_nothing_else() -> None:
+    async def scenario() -> None:
+        channel: Channel[int] = Channel(asyncio.get_running_loop())
+        taken: list[None] = []
+        channel.on_taken = lambda: taken.append(None)
+        for item in range(3):
+            channel.put(item)
+
+        for item in channel.take():
+            assert item == 0
+            break
+
+        assert len(taken) == 1
+        assert list(channel.take()) == [1, 2]
+        assert len(taken) == 3
+
+    run(scenario())
+
+
 def test_closing_wakes_a_blocked_producer_and_tells_it_to_stop() -> None:
     async def scenario() -> list[bool]:
         channel: Channel[int] = Channel(asyncio.get_running_loop(), capacity=1)

@@ -120,9 +120,10 @@ class Channel(Generic[ItemT]):
         items = self._items
         try:
             for _ in range(len(items)):  # whoever is quick may add to them for ever
-                yield items.popleft()
+                item = items.popleft()
                 if self.on_taken is not None:
-                    self.on_taken()
+                    self.on_taken()  # before: who has it may ask for no other one
+                yield item
         finally:
             self._make_room()
 
