@@ -46,6 +46,17 @@ def _no_models_of_other_files_in_metrics() -> Iterator[None]:
 
 
 @pytest.fixture
+def switching() -> Iterator[None]:
+    """Have threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.fixture
 def untraced() -> Iterator[None]:
     """Leave what a test does, also in threads that it starts, as fast as users have it."""
     trace, of_threads = sys.gettrace(), threading.gettrace()

@@ -1,8 +1,6 @@
 """What is laid out goes to one taker, and only as long as all in it may run."""
 
-import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import strategies as st
@@ -82,17 +80,6 @@ def test_it_says_whether_there_is_one() -> None:
     next_batch.lay_out(plan_of(5.0), nobody)
 
     assert repr(next_batch) == "<NextBatch laid out>"
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Have threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("switching")

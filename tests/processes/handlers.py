@@ -298,6 +298,14 @@ class Limited(ModelHandler[int, dict[str, int]]):
         ]
 
 
+class Voluminous(ModelHandler[int, str]):
+    """Streams chunks that are each more than leaves a server in one piece."""
+
+    def stream(self, item: int) -> Iterator[str]:
+        for number in range(item):
+            yield f"{number} " + "x" * 70_000
+
+
 class Anything(ModelHandler[Any, Any]):
     """Gives back what it gets, and for words what the words say."""
 

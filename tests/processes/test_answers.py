@@ -9,12 +9,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.processes.handlers import Anything, Careful, Limited, OddError, Telling, Unwelcome
+from tests.http.answers import events_of
+from tests.processes.handlers import (
+    Anything,
+    Careful,
+    Limited,
+    OddError,
+    Telling,
+    Unwelcome,
+    Voluminous,
+)
 from tests.processes.serving import Served, begin, served, until
 
-from mlserve import Batching, DeadlineExceededError, InvalidInputError, ModelError, ModelFailedError
+from mlserve import (
+    Batching,
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelError,
+    ModelFailedError,
+    ModelServer,
+    Replicas,
+)
 from mlserve.handler import Call
 from mlserve.job import Job
+from mlserve.testing import running
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +197,16 @@ def test_a_reader_that_does_not_read_holds_the_generator_back(careful: Served, n
 
     assert 16 <= n_given <= 40
     assert texts == [str(number) for number in range(100)]
+
+
+def test_large_chunks_are_all_read_however_many_there_are() -> None:
+    server = ModelServer().add("large", Voluminous, replicas=Replicas(placement="process"))
+
+    with running(server) as client:
+        *chunks, end = events_of(client.post("/v1/models/large/stream", json=60))
+
+    assert [chunk.split()[0] for chunk in chunks] == [f'"{number}' for number in range(60)]
+    assert end == "[DONE]"
 
 
 def test_memory_that_runs_out_makes_batches_smaller(tmp_path: Path) -> None:
