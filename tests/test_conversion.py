@@ -332,7 +332,6 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
         (Loose, lambda x: Loose(extra=[x])),  # type: ignore[call-arg]
         (Verdict | None, lambda x: Verdict(label="a", scores=[x])),
     ],
-    ids=str,
 )
 def test_nan_and_infinity_are_found_wherever_they_are(
     declared: Any, value: Any, bad: float

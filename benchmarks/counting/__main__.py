@@ -21,7 +21,13 @@ from benchmarks.counting.report import cost_table, module_table, spread_table, w
 
 N_WAITING = {True: 250, False: 1000}
 """How many requests wait; fewer where it has to be quick."""
-BOUNDED = ("mlserve, alone", "mlserve, 32 at once", "mlserve async, alone", "mlserve, an event")
+BOUNDED = (
+    "mlserve, alone",
+    "mlserve, 32 at once",
+    "mlserve with keys, 32 at once",
+    "mlserve async, alone",
+    "mlserve, an event",
+)
 """What the tests bound."""
 
 

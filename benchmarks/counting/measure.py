@@ -56,6 +56,8 @@ def _case(system: str, n_clients: int = 1, *, is_stream: bool = False) -> Case:
 CASES = {
     "mlserve, alone": _case("mlserve"),
     "mlserve, 32 at once": _case("mlserve", 32),
+    "mlserve with keys, alone": _case("mlserve keys"),
+    "mlserve with keys, 32 at once": _case("mlserve keys", 32),
     "mlserve async, alone": _case("mlserve async"),
     "mlserve async, 32 at once": _case("mlserve async", 32),
     "FastAPI, alone": _case("FastAPI"),

@@ -34,14 +34,14 @@ class Clients:
 
     Args:
         port: The server's.
-        path: What they ask for.
+        system: What they ask.
         n: How many there are.
         turns: Where streams wait to be told to go on.
     """
 
-    def __init__(self, port: int, path: str, n: int, turns: Turns) -> None:
+    def __init__(self, port: int, system: System, n: int, turns: Turns) -> None:
         self.turns = turns
-        self._path = path
+        self._system = system
         self._loop = asyncio.get_running_loop()
         self._clients = [_Client(port, self._note) for _ in range(n)]
         self._n_due = 0
@@ -50,8 +50,8 @@ class Clients:
     def send(self, body: bytes) -> None:
         """Have each connection send a request."""
         request = (
-            f"POST {self._path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"POST {self._system.path} HTTP/1.1\r\nHost: localhost\r\n{self._system.header}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
         self._n_due = len(self._clients)
         self._answered = self._loop.create_future()
@@ -169,7 +169,7 @@ async def serving(
         await server.on_tick(0)  # makes what stands in the head of every answer
         if registry is not None:
             await _loaded(registry)
-        clients = Clients(listener.getsockname()[1], system.path, n_clients, turns)
+        clients = Clients(listener.getsockname()[1], system, n_clients, turns)
         try:
             yield clients
         finally:

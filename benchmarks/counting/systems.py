@@ -6,21 +6,23 @@ The models do nothing, and streams wait before each chunk until they are told to
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.params import Depends as Dependency
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 
-from mlserve import Limits, ModelHandler, ModelServer
+from mlserve import Limits, ModelHandler, ModelServer, api_keys
 
 __all__ = ["BODY", "SYSTEMS", "Item", "System"]
 
 BODY = b'{"x":1.5}'
+_KEY = "a-key-for-the-benchmarks"
 
 
 class Item(BaseModel):
@@ -68,12 +70,16 @@ class System:
     path: str
     is_ours: bool = False
     """Whether it is served as `mlserve run` serves; else by plain uvicorn."""
+    header: str = ""
+    """What stands in the head of each request besides, if anything."""
 
 
-def _mlserve(kind: Callable[[Turns], Any]) -> Callable[[Turns], Any]:
+def _mlserve(
+    kind: Callable[[Turns], Any], guards: Sequence[Dependency] = ()
+) -> Callable[[Turns], Any]:
     def make(turns: Turns) -> Any:
         limits = Limits(max_queue_size=4096)
-        return ModelServer().add("m", kind(turns), limits=limits).build()
+        return ModelServer(dependencies=guards).add("m", kind(turns), limits=limits).build()
 
     return make
 
@@ -155,6 +161,12 @@ _PREDICT, _STREAM = "/v1/models/m/predict", "/v1/models/m/stream"
 
 SYSTEMS = {
     "mlserve": System(make=_mlserve(_in_thread), path=_PREDICT, is_ours=True),
+    "mlserve keys": System(
+        make=_mlserve(_in_thread, [Depends(api_keys([_KEY]))]),
+        path=_PREDICT,
+        is_ours=True,
+        header=f"X-API-Key: {_KEY}\r\n",
+    ),
     "mlserve async": System(make=_mlserve(_in_loop), path=_PREDICT, is_ours=True),
     "mlserve stream": System(make=_mlserve(_stream_in_thread), path=_STREAM, is_ours=True),
     "mlserve async stream": System(make=_mlserve(_stream_in_loop), path=_STREAM, is_ours=True),

@@ -3,10 +3,11 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httptools
 import pytest
 from fastapi import Depends
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.http.waiting import until
 
 from mlserve import Call, ModelHandler, ModelServer, ServerSettings, api_keys
-from mlserve.http.heads import KnownHeads
+from mlserve.http.heads import KnownHead, KnownHeads
 from mlserve.http.route import ModelRoute
 from mlserve.testing import running
 
@@ -26,6 +27,7 @@ class Plain:
 
     guards: tuple[object, ...] = ()
     settings = ServerSettings()
+    max_body_bytes = 1000
 
 
 PLAIN = cast("ModelRoute", Plain())
@@ -33,24 +35,62 @@ SCOPE: dict[str, Any] = dict.fromkeys(
     "asgi client headers http_version method path query_string raw_path root_path scheme server"
     " state type".split()
 )
+ONE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n{1}"
 
 
-def learnt(*heads: bytes, **more: bytes) -> KnownHeads:
+class Parsed:
+    """What a parser finds in a request."""
+
+    def __init__(self, data: bytes) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self.n_messages = 0
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.n_messages += 1
+
+    @property
+    def others(self) -> list[tuple[bytes, bytes]]:
+        """All headers but the length."""
+        return [header for header in self.headers if header[0] != b"content-length"]
+
+
+def learn(
+    known: KnownHeads, data: bytes, route: ModelRoute = PLAIN
+) -> tuple[bytes, KnownHead] | None:
+    """Learn a request as the server does that has parsed it."""
+    headers = Parsed(data).headers
+    return known.learn(data, route, SCOPE, dict(reversed(headers)))
+
+
+def learnt(*requests: bytes) -> KnownHeads:
     known = KnownHeads()
-    for head in heads:
-        headers = {b"content-type": b"application/json", b"content-length": b"3"}
-        headers |= {name.replace("_", "-").encode(): value for name, value in more.items()}
-        known.learn(head + b"\r\n\r\n{1}", PLAIN, SCOPE, headers)
+    for data in requests:
+        learn(known, data)
     return known
 
 
-def test_a_request_with_a_head_that_came_before_is_known_with_its_own_body() -> None:
-    known = learnt(b"POST / HTTP/1.1\r\nHost: a")
+@pytest.mark.parametrize("body", [b"", b"[2]", b"[200]", b"x" * 1000, b"Content-Length: 3"])
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-length"])
+@pytest.mark.parametrize("more", [b"", b"Accept: */*\r\n"])
+def test_a_request_with_a_head_that_came_before_is_known_with_a_body_of_any_length(
+    body: bytes, name: bytes, more: bytes
+) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n%b: %d\r\n%b\r\n"
+    known = learnt(head % (name, 3, more) + b"{1}")
 
-    found = known.find(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n[2]")
+    found = known.find(head % (name, len(body), more) + body)
 
     assert found is not None
-    assert found[1] == b"[2]"
+    assert found[1] == body
 
 
 @pytest.mark.parametrize(
@@ -58,36 +98,88 @@ def test_a_request_with_a_head_that_came_before_is_known_with_its_own_body() -> 
     [
         b"",
         b"\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: b\r\n\r\n[2]",
-        b"POST / HTTP/1.1\r\nHost: a\r\n\r\n[2",
-        b"POST / HTTP/1.1\r\nHost: a\r\n\r\n[2] ",
-        b"POST / HTTP/1.1\r\nHost: a\r\n\r\n[2]POST / HTTP/1.1\r\n",
-        b" POST / HTTP/1.1\r\nHost: a\r\n\r\n[2]",
+        ONE.replace(b"a", b"b"),
+        ONE[:-1],
+        ONE + b" ",
+        ONE + ONE[:20],
+        b" " + ONE,
+        ONE.replace(b"th: 3", b"th: 03"),
+        ONE.replace(b"th: 3", b"th: +3"),
+        ONE.replace(b"th: 3", b"th: 3 "),
+        ONE.replace(b"th: 3", b"th: "),
+        ONE.replace(b"th: 3", b"th:3"),
+        ONE.replace(b"th: 3", b"th: 3\r\nContent-Length: 3"),
+        ONE.replace(b"3\r\n\r\n{1}", b"1001\r\n\r\n" + b"x" * 1001),
+        b"POST / HTTP/1.1\r\nHost: a\r\n\r\nContent-Length: 3\r\n\r\n{1}",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: ",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n",
     ],
 )
 def test_whatever_differs_is_not_known(data: bytes) -> None:
-    assert learnt(b"POST / HTTP/1.1\r\nHost: a").find(data) is None
+    assert learnt(ONE).find(data) is None
 
 
-@pytest.mark.parametrize("name", ["cookie", "x_request_id", "traceparent", "x_anything"])
-def test_a_head_with_what_belongs_to_one_request_is_not_kept(name: str) -> None:
-    known = learnt(b"POST / HTTP/1.1\r\nHost: a", **{name: b"secret"})
+PIECES = [
+    b"POST / HTTP/1.1\r\n",
+    b"Host: a\r\n",
+    b"User-Agent: b-length: 3\r\n",
+    b"Accept: c\r\n",
+    b"Content-Length: 3\r\n",
+    b"Content-Length: 5\r\n",
+    b"content-length: 0\r\n",
+    b"content-length:3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"\r\n",
+    b"{1}",
+    b"[1,2]",
+    b"3\r\n{1}\r\n0\r\n\r\n",
+]
 
-    assert len(known) == 0
+
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES), max_size=6), min_size=1, max_size=4),
+    st.lists(st.sampled_from(PIECES), max_size=7),
+)
+def test_what_is_known_is_one_request_with_the_headers_that_were_learnt(
+    earlier: list[list[bytes]], pieces: list[bytes]
+) -> None:
+    known, heads = KnownHeads(), {}
+    for number, parts in enumerate(earlier):
+        data = b"".join([PIECES[0], *parts])
+        with suppress(httptools.HttpParserError):
+            parsed = Parsed(data)
+            if parsed.n_messages == 1 and b"content-length" in dict(parsed.headers):
+                scope = SCOPE | {"path": str(number)}
+                known.learn(data, PLAIN, scope, dict(reversed(parsed.headers)))
+                heads[str(number)] = parsed.others
+    data = b"".join([PIECES[0], *pieces])
+
+    found = known.find(data)
+
+    if found is not None:
+        parsed = Parsed(data)
+        assert parsed.n_messages == 1
+        assert parsed.body == found[1]
+        assert parsed.others == heads[found[0].scope["path"]]
 
 
-@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
-def test_a_head_with_credentials_is_known_to_its_own_connection_only(name: str) -> None:
+@pytest.mark.parametrize("name", [b"Cookie", b"X-Request-Id", b"Traceparent", b"X-Anything"])
+def test_a_head_with_what_belongs_to_one_request_is_not_kept(name: bytes) -> None:
+    assert len(learnt(ONE.replace(b"Content", name + b": secret\r\nContent"))) == 0
+
+
+@pytest.mark.parametrize("name", [b"Authorization", b"X-API-Key"])
+def test_a_head_with_credentials_is_known_to_its_own_connection_only(name: bytes) -> None:
     known = KnownHeads()
-    headers = {b"content-type": b"application/json", b"content-length": b"3", name.encode(): b"key"}
+    request = ONE.replace(b"Content", name + b": key\r\nContent")
 
-    own = known.learn(b"POST /\r\n\r\n{1}", PLAIN, SCOPE, headers)
+    own = learn(known, request)
 
     assert len(known) == 0
-    assert known.find(b"POST /\r\n\r\n[2]") is None
-    found = known.find(b"POST /\r\n\r\n[2]", own)
+    assert known.find(request) is None
+    found = known.find(request, own)
     assert found is not None
-    assert found[1] == b"[2]"
+    assert found[1] == b"{1}"
 
 
 def test_a_head_is_not_kept_whose_ordinary_header_carries_the_request_id() -> None:
@@ -95,8 +187,18 @@ def test_a_head_is_not_kept_whose_ordinary_header_carries_the_request_id() -> No
         settings = ServerSettings(request_id_header="User-Agent")
 
     known = KnownHeads()
-    headers = {b"content-type": b"application/json", b"content-length": b"0", b"user-agent": b"7"}
-    known.learn(b"POST /\r\n\r\n", cast("ModelRoute", Named()), SCOPE, headers)
+    request = ONE.replace(b"Content", b"User-Agent: 7\r\nContent")
+    learn(known, request, cast("ModelRoute", Named()))
+
+    assert len(known) == 0
+
+
+def test_a_head_is_not_kept_whose_length_hooks_may_see() -> None:
+    class Forwarding(Plain):
+        settings = ServerSettings(forward_headers=("Content-Length",))
+
+    known = KnownHeads()
+    learn(known, ONE, cast("ModelRoute", Forwarding()))
 
     assert len(known) == 0
 
@@ -105,11 +207,9 @@ def test_a_head_is_not_kept_whose_ordinary_header_carries_the_request_id() -> No
 def test_never_more_than_so_many_are_kept(parts: list[bytes]) -> None:
     known = KnownHeads(most=8)
     for part in parts:
-        head = b"POST / HTTP/1.1\r\nHost: " + part.hex().encode()
-        headers = {b"content-type": b"application/json", b"content-length": b"0"}
-        known.learn(head + b"\r\n\r\n", PLAIN, SCOPE, headers)
+        learn(known, ONE.replace(b"a\r", part.hex().encode() + b"\r"))
 
-    assert len(known) <= 8
+    assert len(known) == min(8, len(set(parts)))
 
 
 class Echo(ModelHandler[str, str]):
@@ -153,9 +253,10 @@ def asked(connection: socket.socket, body: bytes, more: bytes = b"") -> tuple[by
 @pytest.mark.slow
 def test_requests_with_one_head_are_answered_each_by_its_body_and_with_an_id_of_its_own() -> None:
     with connected() as connection:
-        answers = [asked(connection, b'"%03d"' % i) for i in range(50)]
+        bodies = [b'"%0*d"' % (1 + i % 7, i) for i in range(50)]
+        answers = [asked(connection, body) for body in bodies]
 
-    assert [body for _, body in answers] == [b'"%03d"' % i for i in range(50)]
+    assert [body for _, body in answers] == bodies
     ids = {line for head, _ in answers for line in head.split(b"\r\n") if b"x-request-id" in line}
     assert len(ids) == 50
 

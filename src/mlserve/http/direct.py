@@ -11,7 +11,6 @@ caches, guards that wait, middleware and dependencies of the user. Runs on the e
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.types import Scope
 
 from mlserve.errors import AbandonedError, BodyTimeoutError
@@ -103,15 +102,15 @@ class DirectPrediction:
         if is_usual and not guards:
             return  # for which the connection has looked for room already
         try:
-            request = Request(self.scope)
             for guard in guards:
-                guard.let_pass_at_once(request)
+                guard.let_pass_at_once(self.scope)
             if guards and self._model.engine.is_crowded:
                 tenant = self._exchange.key
-                require_room(request.headers, self._model, is_stream=False, tenant=tenant)
+                require_room(Headers(scope=self.scope), self._model, is_stream=False, tenant=tenant)
             if not is_usual:
-                self._wishes = wishes_of(request.headers, self._model)
-                require_json(request.headers)
+                headers = Headers(scope=self.scope)
+                self._wishes = wishes_of(headers, self._model)
+                require_json(headers)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             self.fail(exc)
 

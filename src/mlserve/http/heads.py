@@ -1,11 +1,11 @@
 """
 Heads of requests that were parsed before.
 
-A client that keeps its connection sends the same head again and again, to the byte, and what was
-found in it then, by the parser and by the checks of a head, holds for the next one too. Only heads
-of plain predictions are kept, and none with anything in it that belongs to one request, such as an
-id. All connections of a process share them, but for those with credentials, of which a connection
-remembers its own last one. Event loop only.
+A client that keeps its connection sends the same head again and again, to the byte but for the
+length of the body, and what was found in it then, by the parser and by the checks of a head, holds
+for the next one too. Only heads of plain predictions are kept, and none with anything in it that
+belongs to one request, such as an id. All connections of a process share them, but for those with
+credentials, of which a connection remembers its own last one. Event loop only.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ _COMMON = frozenset(
     }
 )
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+_LENGTH = b"\r\ncontent-length: "
 _OF_SCOPE = ("headers", "method", "path", "type")  # nobody looks at more on the short way
 
 
@@ -45,9 +46,7 @@ class KnownHead:
     scope: dict[str, Any]
     """What is needed of the scope that the server has made."""
     headers: dict[bytes, bytes]
-    """Its headers; of several of a name the first one."""
-    n_body: int
-    """How many bytes its body has."""
+    """Its headers; of several of a name the first one, and of the length that which it had."""
 
 
 class KnownHeads:
@@ -75,10 +74,15 @@ class KnownHeads:
             data: The request.
             own: The head that only this connection remembers, if it does.
         """
-        end = data.find(b"\r\n\r\n") + 4
-        head = data[:end]
+        start = data.find(b"ength: ") + 7
+        stop = data.find(b"\r\n", start)
+        end = data.find(b"\r\n\r\n", stop) + 4
+        head = data[:start] + data[stop:end]
         known = self._heads.get(head) if own is None or own[0] != head else own[1]
-        if known is None or len(data) != end + known.n_body:
+        if known is None:
+            return None
+        n_body = len(data) - end
+        if data[start:stop] != b"%d" % n_body or n_body > known.route.max_body_bytes:
             return None
         return known, data[end:]
 
@@ -98,20 +102,29 @@ class KnownHeads:
             A head that only its connection may remember.
         """
         end = data.find(b"\r\n\r\n") + 4
-        id_header = route.settings.request_id_header.lower().encode()
+        start = data.find(b"ength: ") + 7
+        stop = data.find(b"\r\n", start)
+        settings = route.settings
+        id_header = settings.request_id_header.lower().encode()
         others = headers.keys() - (_COMMON - {id_header})
-        if not (others <= _CREDENTIALS and 4 < end <= _LONGEST_BYTES):
+        lowered = data[:end].lower()
+        is_usual = (
+            others <= _CREDENTIALS
+            and stop < end <= _LONGEST_BYTES
+            and lowered[:start].endswith(_LENGTH)
+            and lowered.count(b"\r\ncontent-length") == 1
+            and "content-length" not in map(str.lower, settings.forward_headers)
+        )
+        # Else the head may belong to another request, which came right before.
+        if not (is_usual and len(data) == end + int(headers[b"content-length"])):
             return None
-        n_body = int(headers[b"content-length"])
-        if len(data) != end + n_body:
-            return None  # the head belongs to another request, which came right before
-        kept = {name: scope[name] for name in _OF_SCOPE}
-        known = KnownHead(route, kept, headers, n_body)
+        known = KnownHead(route, {name: scope[name] for name in _OF_SCOPE}, headers)
+        head = data[:start] + data[stop:end]
         if others:
-            return data[:end], known
-        if len(self._heads) >= self._most:
+            return head, known
+        if head not in self._heads and len(self._heads) >= self._most:
             del self._heads[next(iter(self._heads))]
-        self._heads[data[:end]] = known
+        self._heads[head] = known
         return None
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """API keys as a FastAPI dependency."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Scope
 
 from mlserve.access.keys import LONGEST, SCOPES, Key, find_key, key_source
 from mlserve.errors import ConfigurationError
@@ -18,6 +20,7 @@ from mlserve.processes.boot import IN_REPLICA
 
 __all__ = ["ApiKeys", "api_keys"]
 
+_name_of_header = itemgetter(0)
 _BEARER = HTTPBearer(auto_error=False, description="An API key as `Authorization: Bearer …`.")
 _HEADER = APIKeyHeader(
     name="X-API-Key", auto_error=False, description="An API key in a header of its own."
@@ -82,22 +85,19 @@ class ApiKeys(QuickGuard):
         header: Annotated[Any, Security(_HEADER)],
     ) -> str:
         """Give the name of the key that a request came with; the schemes are for OpenAPI."""
-        return self._name_of(request)
+        return self.let_pass_at_once(request.scope)
 
-    def let_pass_at_once(self, request: Request) -> None:
-        """Let a request pass that has a good key."""
-        self._name_of(request)
-
-    def _name_of(self, request: Request) -> str:
-        presented = _credential_of(request)
+    def let_pass_at_once(self, scope: Scope) -> str:
+        """Give the name of the key that a request came with, or raise why it may not pass."""
+        presented = _credential_of(scope["headers"])
         key = find_key(self._keys(), presented) if presented is not None else None
         if key is None:
             reason = _MISSING if presented is None else _WRONG
             raise HTTPException(401, reason, headers=_CHALLENGE)
         if self._scope not in key.scopes:
             raise HTTPException(403, f"This API key is not for {self._scope!r}.")
-        request.scope[CALLER] = key.name
-        exchange = request.scope.get(EXCHANGE)
+        scope[CALLER] = key.name
+        exchange = scope.get(EXCHANGE)
         if exchange is not None:
             exchange.key = key.name
         return key.name
@@ -110,17 +110,19 @@ def _no_keys() -> tuple[Key, ...]:
     return ()
 
 
-def _credential_of(request: Request) -> bytes | None:
+def _credential_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
     """Give the one key of a request, as the bytes that were sent; `None` where it has none."""
+    names = list(map(_name_of_header, headers))
     for name in (b"x-api-key", b"authorization"):
-        values: list[bytes] = [value for key, value in request.scope["headers"] if key == name]
-        if len(values) > 1:
+        if name not in names:
+            continue
+        if names.count(name) > 1:
             return b""  # which of them was meant, nobody knows: it is no key
-        for value in values:
-            if name == b"authorization":
-                scheme, _, value = value.strip().partition(b" ")  # noqa: PLW2901 - what is behind it
-                if scheme.lower() != b"bearer":
-                    return None
-            value = value.strip()  # noqa: PLW2901 - as before
-            return value if len(value) <= LONGEST else b""
+        value = headers[names.index(name)][1].strip()
+        if name == b"authorization":
+            scheme, _, value = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                return None
+            value = value.strip()
+        return value if len(value) <= LONGEST else b""
     return None

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 __all__ = ["OwnGuard", "QuickGuard"]
 
@@ -28,9 +29,9 @@ class QuickGuard(OwnGuard):
     """A guard that never has to wait, so that a request needs no task for it."""
 
     @abstractmethod
-    def let_pass_at_once(self, request: Request) -> None:
+    def let_pass_at_once(self, scope: Scope) -> object:
         """
-        Let a request pass.
+        Let a request pass, by its scope alone.
 
         Raises:
             HTTPException: Why it may not.
@@ -38,4 +39,4 @@ class QuickGuard(OwnGuard):
 
     async def let_pass(self, request: Request) -> None:
         """Let a request pass, as `let_pass_at_once` does."""
-        self.let_pass_at_once(request)
+        self.let_pass_at_once(request.scope)
