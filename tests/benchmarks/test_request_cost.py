@@ -50,7 +50,6 @@ def counted() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", CEILINGS["3.11"])
 def test_a_request_takes_no_more_instructions_than_recorded(what: str) -> None:
     if PYTHON not in CEILINGS:
@@ -62,7 +61,6 @@ def test_a_request_takes_no_more_instructions_than_recorded(what: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", CEILINGS["3.11"])
 def test_a_request_leaves_nothing_behind(what: str) -> None:
     cost = counted()["costs"][what]
@@ -72,7 +70,6 @@ def test_a_request_leaves_nothing_behind(what: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 def test_a_request_that_waits_takes_little_memory() -> None:
     assert counted()["waiting"]["mlserve"]["own_bytes"] <= WAITING_BYTES
 

@@ -106,7 +106,7 @@ class Served:
         for thread in self._threads:
             thread.start()
 
-    def wait_for(self, text: str, timeout_s: float = 15.0) -> str:
+    def wait_for(self, text: str, timeout_s: float = 30.0) -> str:
         """Wait for a line of the output that holds a text, and give it."""
         with self.changed:
             assert self.changed.wait_for(lambda: self._find(text) is not None, timeout_s), (
@@ -129,7 +129,7 @@ class Served:
 
     def exit_code(self) -> int:
         """Wait for its end."""
-        code = self.process.wait(15)
+        code = self.process.wait(30)
         for thread in self._threads:
             thread.join(5)
         return code

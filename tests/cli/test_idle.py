@@ -7,7 +7,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from tests.cli.projects import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60), pytest.mark.usefixtures("unmeasured")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 WATCHED_S = 2.0
 MOST = 0.05  # of a core, while the test watches; uvicorn itself looks around ten times a second

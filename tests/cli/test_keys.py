@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.projects import run_command, serving, write_project
+from tests.http.waiting import until
 
 from mlserve.access.keys import find_key, parse_keys
 
@@ -83,9 +84,9 @@ def test_a_guarded_server_runs_with_replicas_that_never_see_its_keys(
 
     with serving(tmp_path, *arguments, MLSERVE_API_KEYS="ci=canary-key-of-a-client") as served:
         _, port = served.address()
-        served.wait_for("Serving on" if workers == "1" else " on http://")
         with served.client() as client:
             client.base_url = f"http://127.0.0.1:{port}"
+            until(lambda: client.get("/ready").status_code == 200)
             path, body = "/v1/models/echo/predict", {"text": "hello"}
             refused = client.post(path, json=body)
             admitted = client.post(path, json=body, headers={"X-API-Key": "canary-key-of-a-client"})

@@ -12,7 +12,7 @@ from tests.cli.sharing import client_of_each, kill, pid_of, sharing
 from tests.http.waiting import until
 from tests.observability.reading import Scrape, scrape
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60), pytest.mark.usefixtures("unmeasured")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 PROJECT = """
 import os

@@ -456,7 +456,6 @@ def heeded() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("heeded")
-@pytest.mark.timeout(60)
 def test_an_interrupt_prints_what_there_is(recorded: str, folder: Path) -> None:
     command = [sys.executable, "-m", "mlserve", "replay", recorded]
     options = ["--against", "scoring:held", "--concurrency", "1", "--json", "report.json"]

@@ -9,7 +9,7 @@ from tests.cli.projects import Served
 from tests.cli.stopping import SERVERS, Server, write_slow_project
 from tests.http.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(40)]
+pytestmark = pytest.mark.slow
 
 REASONS = {
     "load": "There are no weights.",

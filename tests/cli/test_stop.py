@@ -27,7 +27,7 @@ from tests.cli.stopping import (
 )
 from tests.http.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(40), pytest.mark.usefixtures("unmeasured")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 KINDS = ("", "async-", "batched-")
 STREAMING = ("", "async-")

@@ -17,6 +17,7 @@ MAX_LINES = 79
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("path", EXAMPLES, ids=IDS)
 def test_the_example_checks_itself(path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLSERVE_")}

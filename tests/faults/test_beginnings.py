@@ -22,7 +22,7 @@ from tests.http import waiting
 from mlserve import Batching, Model, ModelServer, Replicas, Restart, ServerSettings
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 OFTEN = Restart(failures=100, backoff_s=0.01, max_backoff_s=0.01)
 LOAD_TIMEOUT_S = 3.0

@@ -43,7 +43,7 @@ from tests.http import waiting
 from mlserve import Batching, ModelServer, Replicas, Restart, ServerSettings
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 SIZE = 16
 BATCHED = Mode("batched", SIZE, "predict", Deadly, "process")

@@ -22,7 +22,7 @@ from tests.faults.rig import require_healthy, require_none
 from tests.faults.table import Mode, new_plan
 from tests.http.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 SHARED = Mode("shared", 8, "predict", Deadly, "process")
 CAREFUL = Mode("careful", 8, "predict", Careful, "process")

@@ -24,7 +24,7 @@ from tests.http.wire import (
 
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 MODELS = st.sampled_from(sorted(ADAPTERS))
 PATIENCE_S = 1.0

@@ -26,7 +26,7 @@ from tests.http.wire import TALLY, Answered, complaint_of
 
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 Operation: TypeAlias = APIOperation[Any, Any, Any, Any]
 law = settings(

@@ -16,7 +16,7 @@ from mlserve import Limits, ModelServer, Replicas, ServerSettings, api_keys, rat
 from mlserve.protocols.openai import OpenAIProtocol
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 WAYS = [
     "", "refuse", "value error", "preprocess", "cost", "batch_key", "infer", "out of memory",

@@ -248,7 +248,6 @@ def test_a_route_that_cannot_be_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 def test_twenty_swaps_under_load_lose_nothing_and_mix_nothing() -> None:
     server = two_versions().route("m", {"v1": 1.0})
     app = server.build()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until a condition holds that only looking at it can tell."""
     pause = threading.Event()
     end = time.monotonic() + timeout_s

@@ -11,7 +11,7 @@ from tests.cli.sharing import client_of_each
 from tests.http.waiting import until
 from tests.integrations.databases import ask, n_rows, postgres_url, sqlite_url
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 PROJECT = """
 import asyncio

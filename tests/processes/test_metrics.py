@@ -19,7 +19,7 @@ from mlserve import Batching, ModelServer, Replicas, rate_limit
 from mlserve.observability.exposition import shared_directory
 from mlserve.testing import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 PREDICT = "/v1/models/counting/predict"
 STREAM = "/v1/models/counting/stream"
