@@ -11,8 +11,8 @@ from mlserve.batching.cost_model import CostModel
 from mlserve.processes.board import N_SLOTS, Board, Cause, ClientRow, Mark, ReplicaRow
 
 COUNTS = st.integers(1, 5)
-REPLICA_FIELDS = [name for name, value in vars(ReplicaRow).items() if hasattr(value, "__set__")]
-CLIENT_FIELDS = [name for name, value in vars(ClientRow).items() if hasattr(value, "__set__")]
+REPLICA_FIELDS = [field[0] for field in ReplicaRow._fields_]
+CLIENT_FIELDS = [field[0] for field in ClientRow._fields_]
 
 
 def seen_by_another(board: Board) -> Board:

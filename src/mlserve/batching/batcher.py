@@ -257,14 +257,22 @@ class Batcher:
             self.withdraw()
             self.cap.lower(self._size_of(report.too_large))
             self._limits = self._find_limits()
-        n = len(batch)
-        self._returns.note_done(self._clock(), n, self.cost_model.line[0])
+        self._returns.note_done(self._clock(), len(batch), self.cost_model.line[0])
         self._dispatch()
-        self.n_batched += n
         self.n_batches += 1
+        self.n_batched += len(batch)
         costs = list(map(_cost_of, batch))
+        traced = list(filter(None, map(_traceparent_of, batch)))
+        size = self._size_of(batch) if self.cap.is_lowered else 0
+        # The answers go out first.
+        asyncio.get_running_loop().call_soon(self._account, costs, traced, size, report)
+
+    def _account(
+        self, costs: list[int], traced: list[str], size: int, report: BatchReport
+    ) -> None:
+        """Tell of a batch, and learn from it."""
         self._metrics.note_batch(costs, is_padded=self._batching.padded)
-        if traced := list(filter(None, map(_traceparent_of, batch))):
+        if traced:
             trace_batch(*self._metrics.labels, traced, costs, report)
         if report.n_splits or report.n_out_of_memory:
             self.n_splits += report.n_splits
@@ -275,9 +283,9 @@ class Batcher:
                 n_out_of_memory=report.n_out_of_memory,
             )
         if not report.n_splits:  # what was run several times says nothing of what it costs
-            self.cost_model.observe(n, report.infer_s)
-            if self.cap.is_lowered and not report.has_failed:
-                self.cap.note_fit(self._size_of(batch))
+            self.cost_model.observe(len(costs), report.infer_s)
+            if size and not report.has_failed:
+                self.cap.note_fit(size)
                 self._limits = self._find_limits()
 
     def __repr__(self) -> str:

@@ -8,8 +8,9 @@ dies, which is the point of it: the others read what it was at work for.
 
 import mmap
 import os
+from ctypes import Array, Structure, c_double, sizeof
 from enum import IntEnum
-from typing import Self
+from typing import ClassVar, Self
 
 from mlserve.batching.cost_model import CostModel
 from mlserve.processes.memory import shared_memory
@@ -20,9 +21,6 @@ N_SLOTS = 16_384
 """How many requests of one HTTP process one replica can have at once: each has its mark."""
 
 _N_PRIORITIES = 10
-_DOUBLE = 8
-_N_REPLICA_FIELDS = 16
-_N_CLIENT_FIELDS = 16
 
 
 class Mark(IntEnum):
@@ -50,54 +48,28 @@ class Cause(IntEnum):
     """A hook did not return in time."""
 
 
-class _Field:
-    """One number of a row."""
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-
-    def __get__(self, row: "_Row", owner: type) -> float:
-        return row.cells[self._index]
-
-    def __set__(self, row: "_Row", value: float) -> None:
-        row.cells[self._index] = value
-
-
-class _Row:
-    def __init__(self, cells: "memoryview[float]") -> None:
-        self.cells = cells
-
-
-class ReplicaRow(_Row):
+class ReplicaRow(Structure):
     """What a replica's process says of itself; written there, but for `cause`."""
 
-    beat = _Field(0)
-    """Counts while its event loop turns."""
-    kill_at = _Field(1)
-    """When a hook that runs now is overdue, in monotonic seconds; 0 = none runs."""
-    held = _Field(2)
-    """How many requests it has and has not answered."""
-    cost = _Field(3)
-    """What they cost together."""
-    running = _Field(4)
-    """How many requests a hook is at work for."""
-    active = _Field(5)
-    """How many of those that it has wait no longer."""
-    batches = _Field(6)
-    batched = _Field(7)
-    splits = _Field(8)
-    out_of_memory = _Field(9)
-    fixed_s = _Field(10)
-    """What a batch costs, learned: a constant, and so much for each request."""
-    each_s = _Field(11)
-    observed = _Field(12)
-    """From how many batches that was learned."""
-    cause = _Field(13)
-    """Why the supervisor ended it; written by the supervisor before it does."""
-    streams = _Field(14)
-    """How many streams run."""
-    answered = _Field(15)
-    """How many requests it has answered, whatever the answer."""
+    _fields_: ClassVar = [
+        ("beat", c_double),  # counts while its event loop turns
+        ("kill_at", c_double),  # when a hook is overdue, in monotonic seconds; 0 = none runs
+        ("held", c_double),  # how many requests it has and has not answered
+        ("cost", c_double),  # what they cost together
+        ("running", c_double),  # how many requests a hook is at work for
+        ("active", c_double),  # how many of those that it has wait no longer
+        ("batches", c_double),
+        ("batched", c_double),
+        ("splits", c_double),
+        ("out_of_memory", c_double),
+        # What a batch costs, learned: a constant, so much for each request, from how many batches.
+        ("fixed_s", c_double),
+        ("each_s", c_double),
+        ("observed", c_double),
+        ("cause", c_double),  # why the supervisor ended it; written by that before it does
+        ("streams", c_double),  # how many streams run
+        ("answered", c_double),  # how many requests it has answered, whatever the answer
+    ]
 
     def clear(self) -> None:
         """Forget the moment of a process that has ended; its counts stay."""
@@ -110,25 +82,20 @@ class ReplicaRow(_Row):
         self.observed = model.n_observed
 
 
-class ClientRow(_Row):
+class ClientRow(Structure):
     """What an HTTP process says of itself; written there."""
 
-    requests = _Field(0)
-    """How many requests it has accepted."""
-    refused = _Field(1)
-    """How many found no room."""
-    streams = _Field(12)
-    """How many of those that it has not answered are streams."""
-    in_flight = _Field(13)
-    """How many requests it has not answered."""
+    _fields_: ClassVar = [
+        ("requests", c_double),  # how many it has accepted
+        ("refused", c_double),  # how many found no room
+        ("streams", c_double),  # how many of those that it has not answered are streams
+        ("in_flight", c_double),  # how many requests it has not answered
+    ]
 
-    def __init__(self, cells: "memoryview[float]", n_replicas: int) -> None:
-        super().__init__(cells)
-        start = _N_CLIENT_FIELDS
-        self.by_priority = cells[2 : 2 + _N_PRIORITIES]
-        """How many requests it has not answered, of each priority."""
-        self.sent = cells[start : start + n_replicas]
-        """How many of them it has sent to each replica."""
+    by_priority: "Array[c_double]"
+    """How many requests it has not answered, of each priority."""
+    sent: "Array[c_double]"
+    """How many of them it has sent to each replica."""
 
     def clear(self) -> None:
         """Forget the moment of a process that died; its counts stay."""
@@ -172,21 +139,24 @@ class Board:
         self.n_clients = n_clients
         self._memory = mmap.mmap(fd, _size(n_replicas, n_clients))
         self._bytes = memoryview(self._memory)
-        width = _client_width(n_replicas)
-        n_cells = n_replicas * _N_REPLICA_FIELDS + n_clients * width
-        cells = self._bytes[: n_cells * _DOUBLE].cast("d")
+        # Fields are read and written in C, each in one piece.
         self.replicas = [
-            ReplicaRow(cells[start : start + _N_REPLICA_FIELDS])
-            for start in range(0, n_replicas * _N_REPLICA_FIELDS, _N_REPLICA_FIELDS)
+            ReplicaRow.from_buffer(self._memory, number * sizeof(ReplicaRow))
+            for number in range(n_replicas)
         ]
         """What each replica says of itself."""
-        first = n_replicas * _N_REPLICA_FIELDS
-        self.clients = [
-            ClientRow(cells[start : start + width], n_replicas)
-            for start in range(first, n_cells, width)
-        ]
+        at = n_replicas * sizeof(ReplicaRow)
+        self.clients = []
         """What each HTTP process says of itself."""
-        self._marks_at = n_cells * _DOUBLE
+        for _ in range(n_clients):
+            row = ClientRow.from_buffer(self._memory, at)
+            at += sizeof(ClientRow)
+            row.by_priority = (c_double * _N_PRIORITIES).from_buffer(self._memory, at)
+            at += sizeof(row.by_priority)
+            row.sent = (c_double * n_replicas).from_buffer(self._memory, at)
+            at += sizeof(row.sent)
+            self.clients.append(row)
+        self._marks_at = at
 
     @classmethod
     def create(cls, n_replicas: int, n_clients: int) -> Self:
@@ -219,7 +189,7 @@ class Board:
         held = row.held
         on_the_way = sum(client.sent[replica] for client in self.clients) - held
         each = row.cost / held if held else 1.0
-        return row.cost + max(0.0, on_the_way) * each
+        return float(row.cost + max(0.0, on_the_way) * each)
 
     def in_flight(self) -> int:
         """Count the unanswered requests of all HTTP processes."""
@@ -230,10 +200,12 @@ class Board:
 
     def n_waiting(self) -> int:
         """Count the requests that no hook was begun for, or that are between two of them."""
-        n = self.in_flight()
-        for row in self.replicas:
-            n -= int(row.active)
-        return max(n, 0)
+        n = 0.0
+        for client in self.clients:
+            n += client.in_flight
+        for replica in self.replicas:
+            n -= replica.active
+        return int(n) if n > 0 else 0
 
     def n_less_urgent(self, priority: int) -> int:
         """
@@ -270,10 +242,6 @@ class Board:
         return f"<Board of {self.n_replicas} replicas and {self.n_clients} HTTP processes>"
 
 
-def _client_width(n_replicas: int) -> int:
-    return _N_CLIENT_FIELDS + n_replicas
-
-
 def _size(n_replicas: int, n_clients: int) -> int:
-    cells = n_replicas * _N_REPLICA_FIELDS + n_clients * _client_width(n_replicas)
-    return cells * _DOUBLE + n_clients * n_replicas * N_SLOTS
+    client = sizeof(ClientRow) + sizeof(c_double) * (_N_PRIORITIES + n_replicas)
+    return n_replicas * sizeof(ReplicaRow) + n_clients * (client + n_replicas * N_SLOTS)

@@ -135,7 +135,7 @@ class ReplicaClient:
     @property
     def was_hung(self) -> bool:
         """Whether it was ended because a hook did not return."""
-        return self._row.cause == Cause.HANG
+        return bool(self._row.cause == Cause.HANG)
 
     def submit(self, ticket: Ticket) -> None:
         """Send a request; only while it takes work."""

@@ -50,6 +50,7 @@ class Host:
         # What was counted here by the processes before this one.
         self._before = {name: getattr(self._row, name) for name in _COUNTS}
         self._n_before = self._row.answered
+        self._done = (0, 0)  # how many of those here are on the board, and were learned from
         # Requests that are run with nothing beside them; the others wait meanwhile.
         self._alone: deque[HostedJob] = deque()
         self._others: deque[HostedJob] = deque()
@@ -81,6 +82,11 @@ class Host:
         """Send a message that holds nothing to every HTTP process."""
         for guest in self._guests:
             guest.link.send((kind,))
+
+    def flush(self) -> None:
+        """Send now what was answered: the figures can wait, and clients do."""
+        for guest in self._guests:
+            guest.link.flush()
 
     async def close(self, timeout_s: float) -> None:
         """Send what is answered, and hang up."""
@@ -118,11 +124,16 @@ class Host:
         row.cost = sum(job.cost for job in begun) if self._has_costs else n_held
         row.active = len(begun) - lane.queue.occupied
         row.running = lane.pool.n_running
-        row.streams = sum(job.stage == "stream" for job in self._streams)
-        for name in _COUNTS:
-            setattr(row, name, self._before[name] + getattr(lane.batcher, f"n_{name}"))
+        if self._streams or row.streams:
+            row.streams = sum(job.stage == "stream" for job in self._streams)
         row.answered = self._n_before + self.n_answered
-        row.publish_cost(lane.batcher.cost_model)
+        batcher = lane.batcher
+        done = batcher.n_batches, batcher.cost_model.n_observed
+        if done != self._done:
+            self._done = done
+            for name in _COUNTS:
+                setattr(row, name, self._before[name] + getattr(batcher, f"n_{name}"))
+            row.publish_cost(batcher.cost_model)
 
     def take(self, job: HostedJob) -> None:
         """Begin a request, unless it or another has to run alone."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mlserve.batching.admission import Admission
-from mlserve.batching.shares import Shares
+from mlserve.batching.shares import Shares, most_kept
 from mlserve.errors import ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
@@ -192,7 +192,10 @@ class RemoteLane:
 
     def enter(self, job: Job, *, is_stream: bool) -> None:
         """Admit a job, or raise as `require_room` does."""
-        self.require_room_for(job, is_stream=is_stream)
+        capacity, max_size = self._admission.capacity, self._spec.batching.max_size
+        # With fewer waiting there is room for anybody, whatever has been learned.
+        if self._board.n_waiting() >= min(max_size, capacity - most_kept(capacity)):
+            self.require_room_for(job, is_stream=is_stream)
         self._tickets[job] = Ticket(job)
         self._shares.enter(job.tenant)
         self._row.requests += 1

@@ -135,6 +135,7 @@ class ReplicaProcess:
             replica.watch = self._watch
             replica.is_held_up = self._is_held_up
             replica.on_change = self._note
+            replica.on_answered = self._send_answers
             return replica
 
         options = Replicas(max_streams=boot.replicas.max_streams, restart=boot.replicas.restart)
@@ -181,6 +182,10 @@ class ReplicaProcess:
             self._host.note_soon()
         if not self._is_retiring and self._takes_too_much():
             self._retire("memory")
+
+    def _send_answers(self) -> None:
+        if self._host is not None:
+            self._host.flush()
 
     def _takes_too_much(self) -> bool:
         limit = self._boot.replicas.memory_limit_bytes

@@ -242,12 +242,14 @@ class WatchedReplica(ThreadReplica):
         watch: Keeps the times.
         is_held_up: Whether no batch may begin now.
         on_change: Called when a batch or stream has begun, or a batch has ended.
+        on_answered: Called when a batch has been answered.
         All are set before the first request.
     """
 
     watch: Watch
     is_held_up: Callable[[], bool]
     on_change: Callable[[], None]
+    on_answered: Callable[[], None]
 
     @property
     def is_busy(self) -> bool:
@@ -271,6 +273,17 @@ class WatchedReplica(ThreadReplica):
             _hosted(job).mark(Mark.INFER)
         super().run(batch, ended)
         self.on_change()
+
+    def _inferred(
+        self,
+        batch: list[Job],
+        outcomes: list[Outcome],
+        report: BatchReport,
+        done: Callable[[BatchReport], None],
+        n_next: int = 0,
+    ) -> None:
+        super()._inferred(batch, outcomes, report, done, n_next)
+        self.on_answered()
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, done: Callable[[], None]) -> None:
         """Run a stream, as in any thread replica."""
