@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.compare.measure import Figures, measured
 from benchmarks.compare.servers import check, started
 from benchmarks.compare.systems import SYSTEMS
-from benchmarks.compare.workloads import WORKLOADS
+from benchmarks.compare.workloads import WORKLOADS, Cell
 
 NOOP = WORKLOADS["noop"]
 CELLS = {cell.n_clients: cell for cell in NOOP.cells if cell.n_clients in (1, 64)}
@@ -31,7 +31,9 @@ CELLS = {cell.n_clients: cell for cell in NOOP.cells if cell.n_clients in (1, 64
 class Pair:
     """One ratio."""
 
-    title: str
+    number: str
+    """That of its goal."""
+    what: str
     system: str
     other: str
     n_clients: int
@@ -40,10 +42,20 @@ class Pair:
     least: float = 0.0
     most: float = float("inf")
 
+    @property
+    def cell(self) -> Cell:
+        """How the servers are asked."""
+        return CELLS[self.n_clients]
+
+    def is_met(self, ratio: float) -> bool:
+        """Say whether a ratio reaches the goal."""
+        return self.least <= ratio <= self.most
+
 
 PAIRS = {
     "requests": Pair(
-        title="64 connections: requests/s × FastAPI",
+        number="P1",
+        what="no-op, 64 connections: requests/s × FastAPI",
         system="mlserve",
         other="fastapi",
         n_clients=64,
@@ -52,7 +64,8 @@ PAIRS = {
         least=2.0,
     ),
     "requests_with_keys": Pair(
-        title="the same with `api_keys()`",
+        number="P1",
+        what="the same with `api_keys()`",
         system="mlserve-keys",
         other="fastapi",
         n_clients=64,
@@ -61,7 +74,8 @@ PAIRS = {
         least=2.0,
     ),
     "lone": Pair(
-        title="1 connection: p50 × FastAPI `async def`",
+        number="P2",
+        what="no-op, 1 connection: p50 × FastAPI `async def`",
         system="mlserve",
         other="fastapi",
         n_clients=1,
@@ -70,7 +84,8 @@ PAIRS = {
         most=1.05,
     ),
     "lone_to_def": Pair(
-        title="the same × FastAPI `def`",
+        number="P2",
+        what="the same × FastAPI `def`",
         system="mlserve",
         other="fastapi-def",
         n_clients=1,
@@ -79,7 +94,8 @@ PAIRS = {
         most=0.5,
     ),
     "lone_inline": Pair(
-        title="`async def infer`, the same × FastAPI `async def`",
+        number="P2",
+        what="`async def infer`, the same × FastAPI `async def`",
         system="mlserve-inline",
         other="fastapi",
         n_clients=1,
@@ -104,14 +120,13 @@ def main() -> int:
     found = {name: spread_of(ratios_of(pair, rounds)) for name, pair in PAIRS.items()}
     for name, pair in PAIRS.items():
         median, low, high = found[name]
-        is_met = pair.least <= median <= pair.most
         said = f"{median:.2f} ({low:.2f}-{high:.2f}), goal {pair.goal}"
-        print(f"{pair.title}: {said}: {'met' if is_met else 'MISSED'}")
+        print(f"{pair.what}: {said}: {'met' if pair.is_met(median) else 'MISSED'}")
     busiest = max(figures.client_cores for turns in rounds for figures in turns.values())
     print(f"the load took {busiest:.0%} of its core at most")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    return 0 if all(p.least <= found[n][0] <= p.most for n, p in PAIRS.items()) else 1
+    return 0 if all(pair.is_met(found[name][0]) for name, pair in PAIRS.items()) else 1
 
 
 def measure(n_rounds: int, share: float) -> list[dict[tuple[str, int], Figures]]:

@@ -8,6 +8,7 @@ from benchmarks.compare.footprint import Footprint
 from benchmarks.compare.others import Others
 from benchmarks.compare.results import Results, Spread, number
 from benchmarks.compare.workloads import ceiling_per_s
+from benchmarks.pairs import PAIRS
 
 __all__ = ["Bar", "evaluated"]
 
@@ -33,7 +34,7 @@ class Bar:
 def evaluated(results: Results, footprint: Footprint | None, others: Others) -> list[Bar]:
     """Set what was measured beside the goals."""
     return [
-        *_of_noop(results),
+        *_of_noop(results, others.get("pairs")),
         *_of_accelerator(results),
         _of_lone_request(others.get("lone_request")),
         *_of_overload(results),
@@ -48,47 +49,16 @@ def evaluated(results: Results, footprint: Footprint | None, others: Others) -> 
     ]
 
 
-def _of_noop(results: Results) -> list[Bar]:
-    def ratio(system: str, other: str, cell: str, figure: str) -> Spread | None:
-        return results.ratio("noop", system, other, cell, figure)
-
-    return [
-        _bar(
-            "P1",
-            "no-op, 64 connections: requests/s × FastAPI",
-            "≥ 2",
-            ratio("mlserve", "fastapi", "64 connections", "per_s"),
-            lambda x: x >= 2,
-        ),
-        _bar(
-            "P1",
-            "the same with `api_keys()`",
-            "≥ 2",
-            ratio("mlserve-keys", "fastapi", "64 connections", "per_s"),
-            lambda x: x >= 2,
-        ),
-        _bar(
-            "P2",
-            "no-op, 1 connection: p50 × FastAPI `async def`",
-            "≤ 1.05",
-            ratio("mlserve", "fastapi", "1 connection", "p50_ms"),
-            lambda x: x <= 1.05,
-        ),
-        _bar(
-            "P2",
-            "the same × FastAPI `def`",
-            "≤ 0.5",
-            ratio("mlserve", "fastapi-def", "1 connection", "p50_ms"),
-            lambda x: x <= 0.5,
-        ),
-        _bar(
-            "P2",
-            "`async def infer`, the same × FastAPI `async def`",
-            "≤ 0.7",
-            ratio("mlserve-inline", "fastapi", "1 connection", "p50_ms"),
-            lambda x: x <= 0.7,
-        ),
-    ]
+def _of_noop(results: Results, found: Found) -> list[Bar]:
+    """Set what short turns have shown beside the goals, or without them the rounds of this run."""
+    bars = []
+    for name, pair in PAIRS.items():
+        how = HERE if found is None else "`python -m benchmarks.pairs`"
+        seen = results.ratio("noop", pair.system, pair.other, pair.cell.name, pair.figure)
+        if found is not None:
+            seen = Spread(*found[name])
+        bars.append(_bar(pair.number, pair.what, pair.goal, seen, pair.is_met, how=how))
+    return bars
 
 
 def _of_accelerator(results: Results) -> list[Bar]:

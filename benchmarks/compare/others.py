@@ -14,9 +14,10 @@ from benchmarks.compare.servers import ROOT, all_cores
 __all__ = ["COMMANDS", "Others", "run_others"]
 
 COMMANDS = {
+    "pairs": ("--rounds", "20"),
     "overload": ("--seconds", "4", "--rounds", "3"),
     "encoders": ("--seconds", "4", "--rounds", "8"),
-    "placement": ("--rounds", "3"),
+    "placement": ("--rounds", "12"),
     "lone_request": (),
 }
 """What of each is measured within about two minutes."""

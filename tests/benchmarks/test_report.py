@@ -78,6 +78,7 @@ def test_goals_are_met_or_missed_by_the_medians() -> None:
 
     assert _bar(bars, "no-op, 64 connections").measured == "3.00"
     assert _bar(bars, "no-op, 64 connections").is_met is True
+    assert _bar(bars, "with `api_keys()`").measured == "-"
     assert _bar(bars, "64 connections: share of the ceiling").is_met is False
     assert _bar(bars, "16 connections: share of the ceiling").is_met is True
     assert _bar(bars, "CPU of the server per event").is_met is True
@@ -93,6 +94,16 @@ def test_goals_are_met_or_missed_by_the_medians() -> None:
     assert _bar(bars, "share of what the same policy does offline").is_met is True
     assert _bar(bars, "MiniLM: texts/s").measured == "1.50"
     assert _bar(bars, "processes against threads").is_met is False
+
+
+def test_pairs_of_short_turns_go_before_the_rounds_of_a_run() -> None:
+    names = ("requests", "requests_with_keys", "lone", "lone_to_def", "lone_inline")
+    pairs = {name: [1.5, 1.4, 1.7] for name in names}
+    bars = evaluated(_results(), FOOTPRINT, {**OTHERS, "pairs": pairs})
+
+    assert _bar(bars, "no-op, 64 connections").measured == "1.50 (1.40-1.70)"
+    assert _bar(bars, "no-op, 64 connections").is_met is False
+    assert "pairs" in _bar(bars, "no-op, 64 connections").how
 
 
 def test_what_is_not_measured_here_says_where_it_is() -> None:

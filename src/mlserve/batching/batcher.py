@@ -267,9 +267,7 @@ class Batcher:
         # The answers go out first.
         asyncio.get_running_loop().call_soon(self._account, costs, traced, size, report)
 
-    def _account(
-        self, costs: list[int], traced: list[str], size: int, report: BatchReport
-    ) -> None:
+    def _account(self, costs: list[int], traced: list[str], size: int, report: BatchReport) -> None:
         """Tell of a batch, and learn from it."""
         self._metrics.note_batch(costs, is_padded=self._batching.padded)
         if traced:
