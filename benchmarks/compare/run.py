@@ -18,6 +18,8 @@ from benchmarks.compare.workloads import Workload
 
 __all__ = ["Options", "run"]
 
+_LOST = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -122,6 +124,8 @@ class _Turn:
                         | {"ready_s": running.ready_s, "rss_mb": running.rss_mb()},
                     )
                 )
+                if (figures.goodput_per_s or 0.0) < _LOST * cell.per_s:
+                    break  # what is more than this would be lost, too, and take long to get over
         return samples
 
     def _start(self, stack: ExitStack, reference: list[float]) -> Running:
