@@ -1,6 +1,7 @@
 """The systems that `benchmarks.generation` has do the same requests."""
 
 import asyncio
+import copy
 import json
 import random
 import threading
@@ -294,6 +295,9 @@ class Engine(System):
     """What `TextGeneration` runs, without any server."""
 
     name = "mlserve, in process"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(copy.deepcopy(model), tokenizer)  # whose attention others leave alone
 
     def run(self, work: Work) -> Run:
         """Do the work of all clients, and note how long the steps take."""

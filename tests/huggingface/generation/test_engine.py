@@ -16,11 +16,11 @@ from tests.huggingface.generation.tiny_decoders import (
 )
 
 from mlserve import Advance, MLServeError, ModelError
-from mlserve.huggingface.generation.engine import Engine, Memory, groups_alike
+from mlserve.huggingface.generation.engine import Engine, Memory
 from mlserve.huggingface.generation.sampling import Sampling
 from mlserve.huggingface.generation.sequences import Prompt, Running
 from mlserve.huggingface.generation.sequential import SequentialMemory
-from mlserve.huggingface.generation.slots import SlotMemory, has_plain_attention
+from mlserve.huggingface.generation.slots import SlotMemory, groups_alike, has_plain_attention
 
 GREEDY = Sampling(temperature=0)
 TOKENIZER = tiny_tokenizer()
@@ -92,7 +92,7 @@ def greedy_text(kind: str, prompt: list[int], n: int) -> str:
     return text_of(generated(tiny_decoder(kind), prompt, n))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "windowed"])
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "windowed", "eager"])
 def test_each_request_gets_what_it_gets_alone_whoever_comes_and_goes(kind: str) -> None:
     dice = random.Random(3)
     book = Book(engine_of(kind))
@@ -222,13 +222,13 @@ class Failing:
         self.calls_until_error = 0
         self.poison: int | None = None
 
-    def run(self, first: int, pieces: Any, starts: Any) -> torch.Tensor:
+    def run(self, pieces: Any, starts: Any) -> torch.Tensor:
         if self.error is not None:
             self.calls_until_error -= 1
             if self.calls_until_error < 0:
                 error, self.error = self.error, None
                 raise error
-        logits = self._memory.run(first, pieces, starts)
+        logits = self._memory.run(pieces, starts)
         for row, piece in enumerate(pieces):
             if self.poison in piece:
                 logits[row] = torch.nan
@@ -320,15 +320,15 @@ def test_a_long_prompt_does_not_have_short_ones_padded_to_its_length() -> None:
     widths = []
 
     class Watched(SlotMemory):
-        def run(self, first: int, pieces: Any, starts: Any) -> torch.Tensor:
+        def _padded(self, first: int, pieces: Any, starts: Any) -> torch.Tensor:
             widths.append([len(piece) for piece in pieces])
-            return super().run(first, pieces, starts)
+            return super()._padded(first, pieces, starts)
 
     dice = random.Random(5)
-    book = Book(Engine(Watched(tiny_decoder("llama"), 4, 128), TOKENIZER, 100))
+    book = Book(Engine(Watched(tiny_decoder("eager"), 4, 128), TOKENIZER, 100))
     prompts = [[dice.randrange(3, N_VOCAB) for _ in range(n)] for n in (60, 5, 6, 9)]
     running = [book.admit(prompt, 6) for prompt in prompts]
     book.finish()
 
     assert widths[:2] == [[60], [5, 6, 9]]
-    assert [book.text(r) for r in running] == [greedy_text("llama", p, 6) for p in prompts]
+    assert [book.text(r) for r in running] == [greedy_text("eager", p, 6) for p in prompts]

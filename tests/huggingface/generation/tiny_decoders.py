@@ -80,7 +80,17 @@ def _windowed() -> Any:
     return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8))
 
 
-KINDS = {"llama": _llama, "qwen": _qwen, "gpt2": _gpt2, "windowed": _windowed}
+def _eager() -> Any:
+    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, "attn_implementation": "eager"}))
+
+
+KINDS = {
+    "llama": _llama,
+    "qwen": _qwen,
+    "gpt2": _gpt2,
+    "windowed": _windowed,
+    "eager": _eager,
+}
 
 
 @cache

@@ -18,7 +18,7 @@ from mlserve.huggingface.generation.sequences import Prompt, Row, Running
 from mlserve.observability.loggers import get_logger
 from mlserve.stepped import Advance
 
-__all__ = ["Engine", "Memory", "groups_alike"]
+__all__ = ["Engine", "Memory"]
 
 logger = get_logger(__name__)
 
@@ -37,8 +37,8 @@ class Memory(Protocol):
     max_length: int
     can_share_prefixes: bool
 
-    def run(self, first: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """Compute the next logits of neighbouring rows."""
+    def run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Compute the next logits of the first rows."""
 
     def swap(self, one: int, other: int, length: int) -> None:
         """Exchange what two rows hold."""
@@ -99,7 +99,7 @@ class Engine:
         reading, pieces = self._pieces()
         states = [(row, row.sampler.generator.get_state()) for row in self._seeded()]
         try:
-            lines = self._written() + self._read(reading, pieces)
+            lines = self._computed(reading, pieces)
         except BaseException:
             for row, state in states:
                 if row.sampler.generator is not None:
@@ -153,31 +153,23 @@ class Engine:
     def _seeded(self) -> list[Any]:
         return [row for row in self._rows if row.sampler.generator is not None]
 
-    def _written(self) -> list[_Line]:
-        """Choose the next token of each row that writes."""
-        rows = self._rows[: self._n_writing]
-        if not rows:
+    def _computed(self, reading: list[Row], pieces: list[list[int]]) -> list[_Line]:
+        """Choose the next token of each row that writes, and of those at their prompts' ends."""
+        writing = self._rows[: self._n_writing]
+        if not writing and not reading:
             return []
-        logits = self._memory.run(0, [row.unread for row in rows], [row.n_cached for row in rows])
-        return [([row], [token]) for row, token in zip(rows, _sampled(logits, rows), strict=True)]
-
-    def _read(self, rows: list[Row], pieces: list[list[int]]) -> list[_Line]:
-        """Read prompts, and choose the first token of each choice of those at their ends."""
-        if not rows:
-            return []
-        lines: list[_Line] = []
-        first = self._n_writing
-        for n in groups_alike([len(piece) for piece in pieces], self._n_prompt_tokens // 8):
-            at = first - self._n_writing
-            group, parts = rows[at : at + n], pieces[at : at + n]
-            logits = self._memory.run(first, parts, [row.n_cached for row in group])
-            for row, part, line in zip(group, parts, logits, strict=True):
-                prompt = row.running.prompt
-                if row.n_cached + len(part) == len(prompt.tokens):
-                    others = [Row(row.running, i, self._tokenizer) for i in range(1, prompt.n)]
-                    choices = [row, *others]
-                    lines.append((choices, _sampled(line.expand(prompt.n, -1), choices)))
-            first += n
+        logits = self._memory.run(
+            [*(row.unread for row in writing), *pieces],
+            [row.n_cached for row in (*writing, *reading)],
+        )
+        tokens = _sampled(logits[: len(writing)], writing)
+        lines: list[_Line] = [([row], [token]) for row, token in zip(writing, tokens, strict=True)]
+        for row, piece, line in zip(reading, pieces, logits[len(writing) :], strict=True):
+            prompt = row.running.prompt
+            if row.n_cached + len(piece) == len(prompt.tokens):
+                others = [Row(row.running, i, self._tokenizer) for i in range(1, prompt.n)]
+                choices = [row, *others]
+                lines.append((choices, _sampled(line.expand(prompt.n, -1), choices)))
         return lines
 
     def _commit(
@@ -275,29 +267,6 @@ def _sampled(logits: Tensor, rows: Sequence[Row]) -> list[_Token]:
         masks.append(mask)
     tokens = sample(logits, [row.sampler for row in rows], masks)
     return [errors.get(number, token) for number, token in enumerate(tokens)]
-
-
-def groups_alike(sizes: Sequence[int], most_padding: int) -> list[int]:
-    """
-    Divide neighbours into groups of similar sizes, since what pads the shorter ones is computed.
-
-    Args:
-        sizes: Of each.
-        most_padding: How much a group may be padded by in all, before a call of its own costs less.
-
-    Returns:
-        How many are in each group.
-    """
-    groups: list[int] = []
-    longest = total = 0
-    for size in sizes:
-        longest, total = max(longest, size), total + size
-        if groups and longest * (groups[-1] + 1) - total <= most_padding:
-            groups[-1] += 1
-        else:
-            groups.append(1)
-            longest = total = size
-    return groups
 
 
 def _n_common(one: list[int], other: list[int]) -> int:

@@ -32,9 +32,9 @@ class SequentialMemory:
         self._model = model
         self._caches: list[Any] = [None] * n_rows
 
-    def run(self, first: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """Compute the next logits of neighbouring rows; arguments and result as in `SlotMemory`."""
-        rows = enumerate(zip(pieces, starts, strict=True), first)
+    def run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Compute the next logits of the first rows; arguments and result as in `SlotMemory`."""
+        rows = enumerate(zip(pieces, starts, strict=True))
         return torch.cat([self._run_one(row, piece, start) for row, (piece, start) in rows])
 
     def _run_one(self, row: int, piece: Sequence[int], start: int) -> Tensor:

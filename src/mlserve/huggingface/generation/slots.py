@@ -6,7 +6,8 @@ computed, so that nothing is copied as long as it runs.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,17 +15,33 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-__all__ = ["SlotMemory", "bytes_per_token", "has_plain_attention"]
+from mlserve.huggingface.generation.packing import (
+    NO_MASK,
+    Kept,
+    Part,
+    packing,
+    parts_of,
+    stop_packing,
+)
+from mlserve.observability.loggers import get_logger
+
+__all__ = ["SlotMemory", "bytes_per_token", "groups_alike", "has_plain_attention"]
+
+logger = get_logger(__name__)
+
+_MOST_PADDING = 32  # tokens in all: beyond that a call of its own costs less
 
 
 class _Plan:
-    """Which rows and places the layers write to in the forward pass that runs."""
+    """Which rows and places the layers write to and read from in the forward pass that runs."""
 
     first: int
     n_rows: int
     length: int
     rows: Tensor
     places: Tensor
+    parts: Sequence[Part] = ()
+    """What reads from where, if all new tokens stand in one row; else all rows are alike."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -44,9 +61,14 @@ class _SlotLayer(CacheLayerMixin):
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Any, Any]:
         """Write what is new and give what is there, shape (rows, heads, length, dim)."""
         plan = self._plan
+        if plan.parts:
+            self.keys[plan.rows, :, plan.places] = key_states[0].transpose(0, 1)
+            self.values[plan.rows, :, plan.places] = value_states[0].transpose(0, 1)
+            kept = Kept(self.keys, self.values, plan.parts)
+            return kept, kept
         rows = slice(plan.first, plan.first + plan.n_rows)
         keys, values = self.keys[rows], self.values[rows]
         keys[plan.rows, :, plan.places] = key_states.transpose(1, 2)
@@ -97,22 +119,77 @@ class SlotMemory:
             for layer in _probed(model)
         ]
         self._cache = Cache(layers=list(self._layers))
+        self.packs = packing(model) and self._packs_rightly()
+        """Whether rows of different lengths are computed at once, and nothing is padded."""
+        if not self.packs:
+            stop_packing(model)
 
     def _rows_like(self, part: Tensor) -> Tensor:
         return part.new_zeros(self.n_rows, part.shape[1], self.max_length + 1, part.shape[3])
 
-    def run(self, first: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    def _packs_rightly(self) -> bool:
+        """Try it: models are free to do with keys and values what they like."""
+        pieces = [[1, 2, 1], [2]][: self.n_rows]
+        starts = [0] * len(pieces)
+        following, lengths = [[1]] * len(pieces), [len(piece) for piece in pieces]
+        try:
+            packed = [self._packed(pieces, starts), self._packed(following, lengths)]
+        except Exception:
+            logger.info("generation.packing.impossible", exc_info=True)
+            return False
+        padded = [self._padded(0, pieces, starts), self._padded(0, following, lengths)]
+        allowed = 1e-3 if self._model.dtype == torch.float32 else 5e-2
+        return all(
+            bool((one - other).abs().max() <= allowed * other.abs().max())
+            for one, other in zip(packed, padded, strict=True)
+        )
+
+    def run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         """
-        Compute the next logits of neighbouring rows.
+        Compute the next logits of the first rows.
 
         Args:
-            first: The first row.
             pieces: The new tokens of each row, at least one.
             starts: How many tokens each row holds already.
 
         Returns:
             float32, shape (rows, vocabulary): after the last token of each piece.
         """
+        if self.packs:
+            return self._packed(pieces, starts)
+        logits, first = [], 0
+        for n in groups_alike([len(piece) for piece in pieces], _MOST_PADDING):
+            group = slice(first, first + n)
+            logits.append(self._padded(first, pieces[group], starts[group]))
+            first += n
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def _packed(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        device, plan = self._device, self._plan
+        sizes = [len(piece) for piece in pieces]
+        rows = [row for row, size in enumerate(sizes) for _ in range(size)]
+        places = [
+            place
+            for start, size in zip(starts, sizes, strict=True)
+            for place in range(start, start + size)
+        ]
+        ids = torch.tensor([[token for piece in pieces for token in piece]], device=device)
+        plan.rows, plan.places = (
+            torch.tensor(rows, device=device),
+            torch.tensor(places, device=device),
+        )
+        plan.parts = parts_of(sizes, starts, plan.places)
+        options: dict[str, Any] = {}
+        ends = torch.tensor(list(accumulate(sizes)), device=device) - 1
+        if self._keeps_logits:
+            options["logits_to_keep"] = ends
+        try:
+            logits: Tensor = self._forward(ids, NO_MASK, plan.places.unsqueeze(0), options)[0]
+        finally:
+            plan.parts = ()
+        return (logits if self._keeps_logits else logits[ends]).float()
+
+    def _padded(self, first: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         device, n_rows = self._device, len(pieces)
         sizes = [len(piece) for piece in pieces]
         width = max(sizes)
@@ -147,15 +224,7 @@ class SlotMemory:
             options["logits_to_keep"] = (
                 1 if len(wanted) == 1 else torch.tensor(wanted, device=self._device)
             )
-        with torch.inference_mode():
-            logits = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=self._cache,
-                use_cache=True,
-                **options,
-            ).logits
+        logits = self._forward(ids, mask, places, options)
         if len(wanted) == 1:
             alike: Tensor = logits[:, -1].float()
             return alike
@@ -163,6 +232,20 @@ class SlotMemory:
         rows = torch.arange(len(sizes), device=self._device)
         last: Tensor = logits[rows, torch.tensor(at, device=self._device)].float()
         return last
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, places: Tensor, options: Mapping[str, Any]
+    ) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=self._cache,
+                use_cache=True,
+                **options,
+            ).logits
+        return logits
 
     @torch.inference_mode()
     def swap(self, one: int, other: int, length: int) -> None:
@@ -209,3 +292,26 @@ def bytes_per_token(model: Any) -> int:
         for layer in _probed(model)
         for part in (layer.keys, layer.values)
     )
+
+
+def groups_alike(sizes: Sequence[int], most_padding: int) -> list[int]:
+    """
+    Divide neighbours into groups of similar sizes, since what pads the shorter ones is computed.
+
+    Args:
+        sizes: Of each.
+        most_padding: How much a group may be padded by in all, before a call of its own costs less.
+
+    Returns:
+        How many are in each group.
+    """
+    groups: list[int] = []
+    longest = total = 0
+    for size in sizes:
+        longest, total = max(longest, size), total + size
+        if groups and longest * (groups[-1] + 1) - total <= most_padding:
+            groups[-1] += 1
+        else:
+            groups.append(1)
+            longest = total = size
+    return groups
