@@ -203,6 +203,14 @@ def test_a_head_is_not_kept_whose_length_hooks_may_see() -> None:
     assert len(known) == 0
 
 
+def test_a_head_is_not_kept_whose_length_is_more_than_its_digits() -> None:
+    known = KnownHeads()
+    data = ONE.replace(b"th: 3", b"th: 3\nX-Request-Timeout: 0.001")
+    known.learn(data, PLAIN, SCOPE, {b"host": b"a", b"content-length": b"3"})
+
+    assert len(known) == 0
+
+
 @given(st.lists(st.binary(min_size=1, max_size=8), max_size=40))
 def test_never_more_than_so_many_are_kept(parts: list[bytes]) -> None:
     known = KnownHeads(most=8)

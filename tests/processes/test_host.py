@@ -108,6 +108,34 @@ def test_the_board_says_what_the_host_has() -> None:
     play(script)
 
 
+def test_the_board_knows_of_answers_when_they_are_sent() -> None:
+    async def script(scene: Scene) -> None:
+        row = scene.board.replicas[0]
+        first, _ = scene.take(), scene.take()
+        await scene.settle()
+        scene.answer(first)
+        scene.lane.batcher.n_batches += 1
+        scene.host.flush()
+        assert (row.held, row.running, row.batches) == (1, 1, 1)
+
+    play(script)
+
+
+def test_the_board_knows_of_a_batch_that_was_split_once_it_is_accounted_for() -> None:
+    async def script(scene: Scene) -> None:
+        row, batcher = scene.board.replicas[0], scene.lane.batcher
+        first = scene.take()
+        await scene.settle()
+        scene.answer(first)
+        batcher.n_batches += 1
+        asyncio.get_running_loop().call_soon(setattr, batcher, "n_splits", 2)  # as batchers do
+        scene.host.flush()
+        await scene.settle()
+        assert (row.batches, row.splits) == (1, 2)
+
+    play(script)
+
+
 class Hosting(RuleBasedStateMachine):
     """Whatever comes and goes: nothing runs beside what has to run alone; all get their turn."""
 

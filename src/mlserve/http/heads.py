@@ -112,6 +112,7 @@ class KnownHeads:
             others <= _CREDENTIALS
             and stop < end <= _LONGEST_BYTES
             and lowered[:start].endswith(_LENGTH)
+            and data[start:stop] == headers[b"content-length"]
             and lowered.count(b"\r\ncontent-length") == 1
             and "content-length" not in map(str.lower, settings.forward_headers)
         )

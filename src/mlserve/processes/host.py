@@ -50,7 +50,8 @@ class Host:
         # What was counted here by the processes before this one.
         self._before = {name: getattr(self._row, name) for name in _COUNTS}
         self._n_before = self._row.answered
-        self._done = (0, 0)  # how many of those here are on the board, and were learned from
+        # What of the counts here is on the board, and from how many batches was learned.
+        self._done = (0, 0, 0, 0)
         # Requests that are run with nothing beside them; the others wait meanwhile.
         self._alone: deque[HostedJob] = deque()
         self._others: deque[HostedJob] = deque()
@@ -84,9 +85,11 @@ class Host:
             guest.link.send((kind,))
 
     def flush(self) -> None:
-        """Send now what was answered: the figures can wait, and clients do."""
+        """Send now what was answered, as clients wait for it; the board says so before."""
+        self._note()
         for guest in self._guests:
             guest.link.flush()
+        self.note_soon()  # once the batch is accounted for
 
     async def close(self, timeout_s: float) -> None:
         """Send what is answered, and hang up."""
@@ -128,7 +131,8 @@ class Host:
             row.streams = sum(job.stage == "stream" for job in self._streams)
         row.answered = self._n_before + self.n_answered
         batcher = lane.batcher
-        done = batcher.n_batches, batcher.cost_model.n_observed
+        counts = batcher.n_batches, batcher.n_splits, batcher.n_out_of_memory
+        done = *counts, batcher.cost_model.n_observed
         if done != self._done:
             self._done = done
             for name in _COUNTS:

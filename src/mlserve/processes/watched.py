@@ -242,7 +242,7 @@ class WatchedReplica(ThreadReplica):
         watch: Keeps the times.
         is_held_up: Whether no batch may begin now.
         on_change: Called when a batch or stream has begun, or a batch has ended.
-        on_answered: Called when a batch has been answered.
+        on_answered: Called when a batch has been answered, or handed to its `postprocess`.
         All are set before the first request.
     """
 

@@ -89,6 +89,32 @@ def test_a_model_that_is_packed_is_the_same_for_everybody_else() -> None:
     assert generated(packed, [5, 6, 7], 12) == generated(untouched, [5, 6, 7], 12)
 
 
+def test_a_memory_that_cannot_be_packed_leaves_another_one_of_its_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(7)
+    model = KINDS["llama"]().eval()
+    first = SlotMemory(model, 2, 64)
+    before = first.run([[5, 6, 7]], [0])
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotMemory, "_packed", lambda *_: 1 / 0)
+        second = SlotMemory(model, 2, 64)
+
+    assert (first.packs, second.packs) == (True, False)
+    torch.testing.assert_close(first.run([[5, 6, 7]], [0]), before)
+    torch.testing.assert_close(second.run([[5, 6, 7]], [0]), before, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_that_runs_out_is_no_reason_to_pad(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(SlotMemory, "_packed", run_out)
+
+    with pytest.raises(MemoryError):
+        SlotMemory(KINDS["llama"]().eval(), 2, 64)
+
+
 @pytest.mark.parametrize("is_wrong", [False, True])
 def test_a_model_that_wants_keys_for_something_else_is_computed_in_padded_rows(
     monkeypatch: pytest.MonkeyPatch, is_wrong: bool

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["NO_MASK", "Kept", "Part", "packing", "parts_of", "stop_packing"]
+__all__ = ["NO_MASK", "Kept", "Part", "is_packing", "packing", "parts_of", "stop_packing"]
 
 _NAME, _PLAIN = "mlserve_packed", "sdpa"
 NO_MASK = torch.empty(1, 1, 1, 1)
@@ -95,21 +95,32 @@ def parts_of(sizes: Sequence[int], starts: Sequence[int], places: Tensor) -> lis
     return parts
 
 
+def is_packing(model: Any) -> bool:
+    """Say whether a model asks what it was given for attention."""
+    return bool(_implementation(model.config) == _NAME)
+
+
 def packing(model: Any) -> bool:
     """Have a model ask what it was given for attention, and say whether it does."""
-    now = model.config._attn_implementation  # noqa: SLF001 - its public name is write-only
-    if now != _PLAIN:
-        return bool(now == _NAME)
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    model.set_attn_implementation(_NAME)
-    return bool(model.config._attn_implementation == _NAME)  # noqa: SLF001 - as above
+    config = model.config
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    if not is_packing(model):
+        if {_implementation(part) for part in (config, *parts) if part is not None} != {_PLAIN}:
+            return False
+        AttentionInterface.register(_NAME, _attend)
+        AttentionMaskInterface.register(_NAME, sdpa_mask)
+        model.set_attn_implementation(_NAME)
+    return is_packing(model)
 
 
 def stop_packing(model: Any) -> None:
-    """Have a model compute attention as it did."""
-    if model.config._attn_implementation == _NAME:  # noqa: SLF001 - as above
+    """Have a model compute attention as it did before."""
+    if is_packing(model):
         model.set_attn_implementation(_PLAIN)
+
+
+def _implementation(config: Any) -> Any:
+    return config._attn_implementation  # noqa: SLF001 - its public name is write-only
 
 
 def _attend(

@@ -19,6 +19,7 @@ from mlserve.huggingface.generation.packing import (
     NO_MASK,
     Kept,
     Part,
+    is_packing,
     packing,
     parts_of,
     stop_packing,
@@ -29,7 +30,7 @@ __all__ = ["SlotMemory", "bytes_per_token", "groups_alike", "has_plain_attention
 
 logger = get_logger(__name__)
 
-_MOST_PADDING = 32  # tokens in all: beyond that a call of its own costs less
+_MOST_PADDING = {"cpu": 32, "cuda": 256}  # tokens in all: beyond that another pass costs less
 
 
 class _Plan:
@@ -119,9 +120,10 @@ class SlotMemory:
             for layer in _probed(model)
         ]
         self._cache = Cache(layers=list(self._layers))
-        self.packs = packing(model) and self._packs_rightly()
+        was_packing = is_packing(model)  # for another memory
+        self.packs = self._packs_rightly()
         """Whether rows of different lengths are computed at once, and nothing is padded."""
-        if not self.packs:
+        if not (self.packs or was_packing):
             stop_packing(model)
 
     def _rows_like(self, part: Tensor) -> Tensor:
@@ -129,18 +131,23 @@ class SlotMemory:
 
     def _packs_rightly(self) -> bool:
         """Try it: models are free to do with keys and values what they like."""
-        pieces = [[1, 2, 1], [2]][: self.n_rows]
+        pieces = [[1, 2, 1, 0, 2, 2, 0, 1], [2, 0, 1]][: self.n_rows]
+        pieces = [piece[: max(1, self.max_length - 1)] for piece in pieces]
         starts = [0] * len(pieces)
         following, lengths = [[1]] * len(pieces), [len(piece) for piece in pieces]
         try:
+            if not packing(self._model):
+                return False
             packed = [self._packed(pieces, starts), self._packed(following, lengths)]
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception:
-            logger.info("generation.packing.impossible", exc_info=True)
+            logger.warning("generation.packing.impossible", exc_info=True)
             return False
         padded = [self._padded(0, pieces, starts), self._padded(0, following, lengths)]
         allowed = 1e-3 if self._model.dtype == torch.float32 else 5e-2
         return all(
-            bool((one - other).abs().max() <= allowed * other.abs().max())
+            bool((one - other).norm() <= allowed * other.norm())
             for one, other in zip(packed, padded, strict=True)
         )
 
@@ -158,7 +165,8 @@ class SlotMemory:
         if self.packs:
             return self._packed(pieces, starts)
         logits, first = [], 0
-        for n in groups_alike([len(piece) for piece in pieces], _MOST_PADDING):
+        most_padding = _MOST_PADDING.get(self._device.type, _MOST_PADDING["cuda"])
+        for n in groups_alike([len(piece) for piece in pieces], most_padding):
             group = slice(first, first + n)
             logits.append(self._padded(first, pieces[group], starts[group]))
             first += n
