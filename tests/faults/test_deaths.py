@@ -159,7 +159,8 @@ def test_of_sixteen_in_a_batch_fifteen_are_answered_and_only_the_guilty_one_fail
     ids = [plan.id for plan in cell.batch]
     first = cell.begun.index(ids[0])
 
-    assert cell.begun[first : first + SIZE] == ids
+    # The last one may have been in its `preprocess` still when the batch began.
+    assert cell.begun[first : first + SIZE - 1] == ids[:-1]
     require_each(cell.innocent(BATCHED), Outcome(200))
     require_each(cell.named(BATCHED, "guilty"), blame(cell.death))
 
