@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["NO_MASK", "Kept", "Part", "is_packing", "packing", "parts_of", "stop_packing"]
+__all__ = ["NO_MASK", "Kept", "Part", "is_packing", "parts_of", "start_packing", "stop_packing"]
 
 _NAME, _PLAIN = "mlserve_packed", "sdpa"
 NO_MASK = torch.empty(1, 1, 1, 1)
@@ -42,9 +42,10 @@ class Kept(NamedTuple):
     """What a layer keeps, in the place of the keys and values that a model hands to attention."""
 
     keys: Tensor
-    """Shape (rows, heads, places, dim)."""
+    """Shape (rows, heads, places, dim); so are the values."""
     values: Tensor
     parts: Sequence[Part]
+    """What reads from where, in the order of the new tokens."""
 
     def attend(self, module: Any, query: Tensor, **options: Any) -> Tensor:
         """
@@ -100,7 +101,7 @@ def is_packing(model: Any) -> bool:
     return bool(_implementation(model.config) == _NAME)
 
 
-def packing(model: Any) -> bool:
+def start_packing(model: Any) -> bool:
     """Have a model ask what it was given for attention, and say whether it does."""
     config = model.config
     parts = [getattr(config, name, None) for name in config.sub_configs]

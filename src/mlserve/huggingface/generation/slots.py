@@ -20,8 +20,8 @@ from mlserve.huggingface.generation.packing import (
     Kept,
     Part,
     is_packing,
-    packing,
     parts_of,
+    start_packing,
     stop_packing,
 )
 from mlserve.observability.loggers import get_logger
@@ -121,7 +121,7 @@ class SlotMemory:
         ]
         self._cache = Cache(layers=list(self._layers))
         was_packing = is_packing(model)  # for another memory
-        self.packs = self._packs_rightly()
+        self.packs = self._can_pack()
         """Whether rows of different lengths are computed at once, and nothing is padded."""
         if not (self.packs or was_packing):
             stop_packing(model)
@@ -129,14 +129,14 @@ class SlotMemory:
     def _rows_like(self, part: Tensor) -> Tensor:
         return part.new_zeros(self.n_rows, part.shape[1], self.max_length + 1, part.shape[3])
 
-    def _packs_rightly(self) -> bool:
+    def _can_pack(self) -> bool:
         """Try it: models are free to do with keys and values what they like."""
         pieces = [[1, 2, 1, 0, 2, 2, 0, 1], [2, 0, 1]][: self.n_rows]
         pieces = [piece[: max(1, self.max_length - 1)] for piece in pieces]
         starts = [0] * len(pieces)
         following, lengths = [[1]] * len(pieces), [len(piece) for piece in pieces]
         try:
-            if not packing(self._model):
+            if not start_packing(self._model):
                 return False
             packed = [self._packed(pieces, starts), self._packed(following, lengths)]
         except (MemoryError, torch.OutOfMemoryError):
@@ -173,6 +173,7 @@ class SlotMemory:
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _packed(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Compute them in one pass, all new tokens in one row."""
         device, plan = self._device, self._plan
         sizes = [len(piece) for piece in pieces]
         rows = [row for row, size in enumerate(sizes) for _ in range(size)]
@@ -198,6 +199,7 @@ class SlotMemory:
         return (logits if self._keeps_logits else logits[ends]).float()
 
     def _padded(self, first: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Compute neighbouring rows, all padded to the longest piece."""
         device, n_rows = self._device, len(pieces)
         sizes = [len(piece) for piece in pieces]
         width = max(sizes)
