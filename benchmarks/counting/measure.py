@@ -58,6 +58,7 @@ CASES = {
     "mlserve, 32 at once": _case("mlserve", 32),
     "mlserve with keys, alone": _case("mlserve keys"),
     "mlserve with keys, 32 at once": _case("mlserve keys", 32),
+    "mlserve, refused": _case("mlserve full", 32),
     "mlserve async, alone": _case("mlserve async"),
     "mlserve async, 32 at once": _case("mlserve async", 32),
     "FastAPI, alone": _case("FastAPI"),

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import Any
 
 import uvicorn
-from benchmarks.counting.systems import System, Turns
+from benchmarks.counting.systems import BODY, System, Turns
 
 from mlserve.http.runner import make_config, shutdown_draining
 from mlserve.observability.access_log import JsonFormatter
@@ -43,7 +43,7 @@ class Clients:
         self.turns = turns
         self._system = system
         self._loop = asyncio.get_running_loop()
-        self._clients = [_Client(port, self._note) for _ in range(n)]
+        self._clients = [_Client(port, system.status, self._note) for _ in range(n)]
         self._n_due = 0
         self._answered: asyncio.Future[None] = self._loop.create_future()
 
@@ -104,10 +104,14 @@ class _Client:
 
     Args:
         port: The server's.
+        status: What it answers.
         on_answer: Called once a whole answer is here, or with what is none.
     """
 
-    def __init__(self, port: int, on_answer: Callable[[bytes | None], None]) -> None:
+    def __init__(
+        self, port: int, status: int, on_answer: Callable[[bytes | None], None]
+    ) -> None:
+        self._begins = b"HTTP/1.1 %d" % status
         self.on_event: Callable[[], None] | None = None
         self._on_answer = on_answer
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -127,7 +131,7 @@ class _Client:
         data = self._socket.recv(65_536)
         self._received += data
         head, is_whole, body = self._received.partition(b"\r\n\r\n")
-        if not (data and head.startswith(b"HTTP/1.1 200")):
+        if not (data and head.startswith(self._begins)):
             self._loop.remove_reader(self._socket)
             self._on_answer(self._received)
             return
@@ -169,11 +173,18 @@ async def serving(
         await server.on_tick(0)  # makes what stands in the head of every answer
         if registry is not None:
             await _loaded(registry)
-        clients = Clients(listener.getsockname()[1], system, n_clients, turns)
+        port = listener.getsockname()[1]
+        clients, others = (Clients(port, system, n, turns) for n in (n_clients, 2))
         try:
+            if system.is_full:
+                turns.is_open.clear()
+                others.send(BODY)
+                await others.settle()
             yield clients
         finally:
+            turns.is_open.set()
             clients.close()
+            others.close()
             await shutdown_draining(server.shutdown([listener]), registry)
 
 

@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 
-from mlserve import Limits, ModelHandler, ModelServer, api_keys
+from mlserve import Batching, Limits, ModelHandler, ModelServer, api_keys
 
 __all__ = ["BODY", "SYSTEMS", "Item", "System"]
 
@@ -72,14 +72,23 @@ class System:
     """Whether it is served as `mlserve run` serves; else by plain uvicorn."""
     header: str = ""
     """What stands in the head of each request besides, if anything."""
+    is_full: bool = False
+    """Whether its model has two requests, for ever, and no room for a third."""
+
+    @property
+    def status(self) -> int:
+        """What it answers."""
+        return 503 if self.is_full else 200
 
 
 def _mlserve(
-    kind: Callable[[Turns], Any], guards: Sequence[Dependency] = ()
+    kind: Callable[[Turns], Any], guards: Sequence[Dependency] = (), *, is_full: bool = False
 ) -> Callable[[Turns], Any]:
     def make(turns: Turns) -> Any:
-        limits = Limits(max_queue_size=4096)
-        return ModelServer(dependencies=guards).add("m", kind(turns), limits=limits).build()
+        limits = Limits(max_queue_size=1 if is_full else 4096)
+        batching = Batching(max_size=1) if is_full else Batching()
+        server = ModelServer(dependencies=guards)
+        return server.add("m", kind(turns), limits=limits, batching=batching).build()
 
     return make
 
@@ -166,6 +175,9 @@ SYSTEMS = {
         path=_PREDICT,
         is_ours=True,
         header=f"X-API-Key: {_KEY}\r\n",
+    ),
+    "mlserve full": System(
+        make=_mlserve(_in_thread, is_full=True), path=_PREDICT, is_ours=True, is_full=True
     ),
     "mlserve async": System(make=_mlserve(_in_loop), path=_PREDICT, is_ours=True),
     "mlserve stream": System(make=_mlserve(_stream_in_thread), path=_STREAM, is_ours=True),

@@ -16,11 +16,10 @@ from typing import Any
 from mlserve.answers import Answers, Running
 from mlserve.errors import (
     AbandonedError,
+    CapacityError,
     ConfigurationError,
     DeadlineExceededError,
     DrainingError,
-    ModelFailedError,
-    ModelNotReadyError,
 )
 from mlserve.execution.deadlines import Deadlines
 from mlserve.execution.worker import TaskSet
@@ -101,8 +100,7 @@ class Engine:
         self._deadlines = Deadlines(self.clock, self._expire)
         if self.answers is not None:
             self.answers.clear()
-        self._load_timeout_s = load_timeout_s
-        self._health_period_s = health_period_s
+        self._load_timeout_s, self._health_period_s = load_timeout_s, health_period_s
         self._lane = self.placement.open_lane()
         self._lanes = [self._lane]
         try:
@@ -190,7 +188,8 @@ class Engine:
             old, new = self._lane, self.placement.open_lane(factory)
             self._lanes.append(new)
             try:
-                await new.start(_nothing, self._load_timeout_s)
+                # Beside others, those that are loaded do not change the model's state.
+                await new.start(lambda: None, self._load_timeout_s)
                 self._require_reloadable()  # it may have been shut down meanwhile
             except BaseException:
                 await self._close(new, UNLOAD_S)
@@ -281,40 +280,45 @@ class Engine:
         """Whether a request may be refused: at least a batch waits, or the model does not serve."""
         return self._lane.is_crowded or not self.lifecycle.is_ready
 
-    def require_room(self, budget_s: float, priority: int, tenant: str | None = None) -> None:
+    def refusal(
+        self, budget_s: float, priority: int, tenant: str | None = None
+    ) -> CapacityError | None:
         """
-        Refuse a request before anything is spent on reading it.
+        Say why a request is refused, before anything is spent on reading it.
 
         Args:
             budget_s: The time that it will have, in seconds.
             priority: 0 is served first.
             tenant: Whose it is, if that is known.
 
-        Raises:
-            CapacityError: If the model does not serve, or has no room or not enough time for it.
+        Returns:
+            Why, if the model does not serve, or has no room or not enough time for it.
         """
         # Under heavy load a turn of the loop is long, and the model would stand idle that long.
         self.placement.catch_up()
-        self._require_ready()
-        if self.answers is not None:
-            return  # what is kept needs no room; it is looked for once the body is here
-        self._lane.require_room(
+        error = self.lifecycle.refusal(self.spec.name)
+        if error is not None or self.answers is not None:
+            return error  # what is kept needs no room; it is looked for once the body is here
+        return self._lane.refusal(
             budget_s=budget_s, left_s=budget_s, priority=priority, tenant=tenant
         )
+
+    def require_room(self, budget_s: float, priority: int, tenant: str | None = None) -> None:
+        """Raise what `refusal` gives."""
+        _require_none(self.refusal(budget_s, priority, tenant))
 
     def _admit(self, job: Job, *, is_kept: bool) -> None:
         """Refuse a job while the model does not serve, or has no room unless its answer is kept."""
         self._require_ready()
         if not is_kept:
-            self._lane.require_room_for(job, is_stream=False)
+            _require_none(self._lane.refusal_of(job, is_stream=False))
 
     def _enter(self, job: Job, sink: Sink) -> Lane | RemoteLane:
         """Admit a job, or raise why not."""
         self._require_ready()
         lane = self._lane
-        lane.enter(job, is_stream=isinstance(sink, ChannelSink))
-        job.sink = sink
-        job.lane = lane
+        _require_none(lane.enter(job, is_stream=isinstance(sink, ChannelSink)))
+        job.sink, job.lane = sink, lane
         self._jobs.add(job)
         self._deadlines.add(job)
         self._idle.clear()
@@ -328,14 +332,7 @@ class Engine:
         lane.forget(job)
 
     def _require_ready(self) -> None:
-        life = self.lifecycle
-        if life.admits:
-            return
-        if life.state in (ModelState.DRAINING, ModelState.STOPPED):
-            raise DrainingError(self.spec.name)
-        if life.state is ModelState.FAILED:
-            raise ModelFailedError(self.spec.name, life.reason or "it broke down")
-        raise ModelNotReadyError(self.spec.name, life.state)
+        _require_none(self.lifecycle.refusal(self.spec.name))
 
     def _require_reloadable(self) -> None:
         if self.lifecycle.state is not ModelState.FAILED:
@@ -394,5 +391,10 @@ class Engine:
         return f"<Engine {self.spec.name}/{self.spec.version} {life}, {len(self._jobs)} in flight>"
 
 
-def _nothing() -> None:
-    """Replicas that are loaded beside others do not change the model's state."""
+def _require_none(error: CapacityError | None) -> None:
+    """Raise an error if there is one; no frame may hold it, which its traceback holds in turn."""
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error

@@ -14,7 +14,7 @@ from mlserve.batching.admission import Admission
 from mlserve.batching.batcher import Batcher
 from mlserve.batching.queue import RequestQueue
 from mlserve.batching.shares import Shares, most_kept
-from mlserve.errors import MLServeError, ModelFailedError
+from mlserve.errors import CapacityError, MLServeError, ModelFailedError
 from mlserve.execution.pool import ReplicaPool
 from mlserve.job import Job
 from mlserve.observability.metrics import batch_metrics
@@ -126,11 +126,11 @@ class Lane:
             out_of_memory=batcher.n_out_of_memory,
         )
 
-    def require_room(
+    def refusal(
         self, *, budget_s: float, left_s: float, priority: int, tenant: str | None = None
-    ) -> None:
+    ) -> CapacityError | None:
         """
-        Refuse a request that there is no room or no time for.
+        Say why a request is refused, if there is no room or no time for it.
 
         Args:
             budget_s: The whole time of the request, in seconds.
@@ -138,9 +138,8 @@ class Lane:
             priority: 0 is served first.
             tenant: Whose it is; `None` = nobody's, or not known yet.
 
-        Raises:
-            QueueFullError: If no place is free.
-            OverloadedError: If its turn would come too late.
+        Returns:
+            `QueueFullError` if no place is free, `OverloadedError` if its turn would come too late.
         """
         admission, queue = self._admission, self.queue
         self._learn()
@@ -156,37 +155,34 @@ class Lane:
         )
         if error is not None:
             self._n_refused += 1
-            raise error
+        return error
 
     def _learn(self) -> None:
         """Bound the queue by what batches have cost so far."""
         self._admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
         self.queue.capacity = self._admission.capacity
 
-    def require_room_for(self, job: Job, *, is_stream: bool) -> None:
-        """Refuse a job that there is no room or no time for, as `require_room` does."""
+    def refusal_of(self, job: Job, *, is_stream: bool) -> CapacityError | None:
+        """Say why a job is refused, as `refusal` does."""
         # How long streams take is not known, so that they are refused by number only.
         is_stream = is_stream or self._is_stepped
         left_s = math.inf if is_stream else job.call.remaining_s
         budget_s = math.inf if is_stream else job.timeout_s
-        self.require_room(
+        return self.refusal(
             budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
         )
 
-    def enter(self, job: Job, *, is_stream: bool) -> None:
-        """
-        Reserve a place for a job.
-
-        Raises:
-            QueueFullError: If no place is free.
-            OverloadedError: If its turn would come too late.
-        """
+    def enter(self, job: Job, *, is_stream: bool) -> CapacityError | None:
+        """Reserve a place for a job, or say why it is refused."""
         capacity, max_size = self.queue.capacity, self._spec.batching.max_size
         # With fewer waiting there is room for anybody, whatever has been learned.
         if self.queue.occupied >= min(max_size, capacity - most_kept(capacity)):
-            self.require_room_for(job, is_stream=is_stream)
+            error = self.refusal_of(job, is_stream=is_stream)
+            if error is not None:
+                return error
         self._n_requests += 1
         self.reserve(job, is_stream=is_stream)
+        return None
 
     def reserve(self, job: Job, *, is_stream: bool) -> None:
         """Give a place to a job that was admitted elsewhere."""

@@ -9,6 +9,8 @@ The states of a model and which may follow which. Pure: no clock, no thread, no 
 
 from enum import StrEnum
 
+from mlserve.errors import CapacityError, DrainingError, ModelFailedError, ModelNotReadyError
+
 __all__ = ["UNLOAD_S", "Lifecycle", "ModelState"]
 
 UNLOAD_S = 5.0
@@ -39,6 +41,9 @@ _MOVES: dict[ModelState, frozenset[ModelState]] = {
     ModelState.DRAINING: frozenset({ModelState.STOPPED}),
     ModelState.STOPPED: frozenset({ModelState.LOADING}),
 }
+# Looked up once: a member of an enumeration takes a call each time.
+_READY = ModelState.READY
+_ADMITTING = (ModelState.READY, ModelState.RESTARTING)
 
 
 class Lifecycle:
@@ -59,12 +64,22 @@ class Lifecycle:
     @property
     def is_ready(self) -> bool:
         """Whether the model answers requests."""
-        return self.state is ModelState.READY
+        return self.state is _READY
 
     @property
     def admits(self) -> bool:
         """Whether requests are taken, be it that they have to wait for a replica."""
-        return self.state in (ModelState.READY, ModelState.RESTARTING)
+        return self.state in _ADMITTING
+
+    def refusal(self, model: str) -> CapacityError | None:
+        """Say why requests for a model in this state are refused; `None` = they are not."""
+        if self.state in _ADMITTING:
+            return None
+        if self.state in (ModelState.DRAINING, ModelState.STOPPED):
+            return DrainingError(model)
+        if self.state is ModelState.FAILED:
+            return ModelFailedError(model, self.reason or "it broke down")
+        return ModelNotReadyError(model, self.state)
 
     def can_move(self, state: ModelState) -> bool:
         """Whether the model may get into `state` from where it is."""

@@ -22,6 +22,10 @@ class Refusal(Enum):
     """Its own time would be over, or nearly so, before its turn."""
 
 
+# Looked up once: a member of an enumeration takes a call each time.
+_FULL, _TOO_LATE = Refusal
+
+
 class Admission:
     """
     Bounds the queue by number and by time.
@@ -83,13 +87,13 @@ class Admission:
             n_kept: How many of the last places are kept for others.
         """
         if n_waiting >= self.capacity - n_kept:
-            return Refusal.FULL
+            return _FULL
         wait_s = self.wait_s(n_ahead)
         if wait_s > left_s:
-            return Refusal.TOO_LATE
+            return _TOO_LATE
         is_short = n_ahead < _LEAST_BATCHES * self._max_size
         if self._max_queue_size is None and not is_short and wait_s > budget_s / _SHARE:
-            return Refusal.TOO_LATE
+            return _TOO_LATE
         return None
 
     def error(
@@ -103,7 +107,7 @@ class Admission:
             return None
         # Not all at the same moment: who was refused together should not come back together.
         retry_after_s = self.retry_after_s(n_waiting) * random.uniform(0.75, 1.25)
-        if refusal is Refusal.FULL:
+        if refusal is _FULL:
             return QueueFullError(self._model, self.capacity - n_kept, retry_after_s)
         return OverloadedError(self._model, self.wait_s(n_ahead), retry_after_s)
 

@@ -109,7 +109,8 @@ class Connection(WireProtocol):
     def _take_at_once(self, data: bytes) -> None:
         """Take a piece alone: mostly a whole request, whose head is mostly known."""
         is_between = self._is_idle and not self._is_in_head
-        is_plain = self._reusable is not None and self.cycle is self._reusable
+        latest = self._latest
+        is_plain = latest is not None and latest is self._reusable and not latest.more_body
         if is_between and is_plain and not self._is_queueing:
             found = self._door.find(data, self._own_head)
             if found is not None and self._repeat(*found):

@@ -17,9 +17,10 @@ from mlserve.errors import AbandonedError, BodyTimeoutError
 from mlserve.handler import NO_HEADERS, Call
 from mlserve.http.body import parse_json, require_json
 from mlserve.http.connection import Connection
-from mlserve.http.errors import answer_of
+from mlserve.http.endings import Endings
+from mlserve.http.errors import raw_answer_of
 from mlserve.http.exchange import EXCHANGE, Exchange
-from mlserve.http.predict import binary_response, forwarded, require_room, wishes_of
+from mlserve.http.predict import binary_response, forwarded, wishes_of
 from mlserve.http.route import ModelRoute
 from mlserve.job import Job
 from mlserve.model import Model
@@ -37,7 +38,7 @@ _JSON_HEADER = (b"content-type", _JSON)
 
 
 def prediction_of(
-    route: ModelRoute, scope: Scope, connection: Connection
+    route: ModelRoute, scope: Scope, connection: Connection, endings: Endings
 ) -> "DirectPrediction | None":
     """Begin a prediction, if a request can go the short way by what its head says."""
     model = route.predicts
@@ -49,7 +50,7 @@ def prediction_of(
         return None
     if b"expect" in head or len(route.quick_guards) < len(route.guards):
         return None
-    return DirectPrediction(route, model, scope, connection, head)
+    return DirectPrediction(route, model, scope, connection, endings, head)
 
 
 class DirectPrediction:
@@ -61,19 +62,24 @@ class DirectPrediction:
         model: The model that answers it.
         scope: Its ASGI scope.
         connection: Where it came from, and where the answer goes.
+        endings: Ends it, once it is answered.
         headers: Its headers; of several of a name the first one.
+        wishes: Its whole time in seconds and its priority, if they are known: then its head has
+            been checked as well.
     """
 
     __slots__ = (
         "_connection",
+        "_endings",
         "_exchange",
         "_is_over",
         "_job",
         "_model",
-        "_wishes",
         "headers",
+        "is_checked",
         "route",
         "scope",
+        "wishes",
     )
 
     def __init__(
@@ -82,35 +88,40 @@ class DirectPrediction:
         model: Model,
         scope: Scope,
         connection: Connection,
+        endings: Endings,
         headers: dict[bytes, bytes],
+        wishes: tuple[float, int] | None = None,
     ) -> None:
         self.route = route
         self._model = model
         self.scope = scope
         self._connection = connection
+        self._endings = endings
         self.headers = headers
         self._exchange: Exchange = route.open(scope, None)
-        self._wishes = (model.engine.spec.limits.timeout_s, 0)
+        self.is_checked = wishes is not None
+        self.wishes = wishes or (model.engine.spec.limits.timeout_s, 0)
         self._job: Job | None = None
         self._is_over = False
 
     def begin(self) -> None:
         """Look at what the head says; what may not be, or finds no room, is refused now."""
-        kind = self.headers.get(b"content-type")
-        is_usual = kind == _JSON and _UNUSUAL.isdisjoint(self.headers)
+        headers, model = self.headers, self._model
         guards = self.route.quick_guards  # all that there are
+        is_usual = self.is_checked or (
+            headers.get(b"content-type") == _JSON and _UNUSUAL.isdisjoint(headers)
+        )
         if is_usual and not guards:
             return  # for which the connection has looked for room already
         try:
             for guard in guards:
                 guard.let_pass_at_once(self.scope)
-            if guards and self._model.engine.is_crowded:
-                tenant = self._exchange.key
-                require_room(Headers(scope=self.scope), self._model, is_stream=False, tenant=tenant)
             if not is_usual:
-                headers = Headers(scope=self.scope)
-                self._wishes = wishes_of(headers, self._model)
-                require_json(headers)
+                self.wishes = wishes_of(Headers(scope=self.scope), model)
+            if guards and model.engine.is_crowded:
+                model.engine.require_room(*self.wishes, self._exchange.key)
+            if not is_usual:
+                require_json(Headers(scope=self.scope))
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets our body
             self.fail(exc)
 
@@ -162,15 +173,14 @@ class DirectPrediction:
             return
         if not isinstance(error, Exception):
             error = RuntimeError(f"{type(error).__name__} was raised.")
-        response = answer_of(self.scope, error)
-        self._answer(response.status_code, response.raw_headers, bytes(response.body))
+        self._answer(*raw_answer_of(self.scope, error))
 
     def _made(self, body: bytes) -> Job:
         """Read and validate a request and make the job of it, as `new_job` does."""
         exchange, model = self._exchange, self._model
         settings = self.route.settings
         spec = model.engine.spec
-        (budget_s, priority), passed_on = self._wishes, NO_HEADERS
+        (budget_s, priority), passed_on = self.wishes, NO_HEADERS
         if settings.forward_headers:
             passed_on = forwarded(Headers(scope=self.scope), settings)
         if exchange.keeps_payloads:
@@ -192,10 +202,7 @@ class DirectPrediction:
         except Exception:  # others of the batch wait for their answers behind this one
             logger.exception("request.answer.failed", extra={"request_id": exchange.request_id})
             self._connection.transport.abort()
-        try:
-            exchange.finish()
-        except Exception:  # as above, and the answer is sent
-            logger.exception("request.end.failed", extra={"request_id": exchange.request_id})
+        self._endings.add(exchange)
         self.scope.pop(EXCHANGE, None)
 
     def __repr__(self) -> str:

@@ -18,8 +18,9 @@ from mlserve.errors import AbandonedError
 from mlserve.job import Job, StageTimes
 from mlserve.observability.access_log import (
     InferenceLine,
+    Noted,
     inference_line,
-    log_inference,
+    log_inferences,
     n_tokens,
     tokens_of_all,
 )
@@ -117,6 +118,7 @@ class Exchange:
     """Told of the tokens that hooks have noted, once the request has ended."""
     operation: str | None = None
     """What generative AI it is for, if its route says so."""
+    _took_s: float | None = None
     _answer: list[bytes] | None = None
     _status = 0
     _bytes_out = 0
@@ -189,7 +191,7 @@ class Exchange:
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             await on_end()
-        self.finish()
+        log_inferences(self.settle())
         scope.pop(EXCHANGE, None)
         for tell in self.afterwards:
             jobs = self.jobs or ((self.job,) if self.job is not None else ())
@@ -201,6 +203,7 @@ class Exchange:
         """Note a whole answer that somebody else sends, and give all headers that it is to have."""
         headers = self._begin_answer(status, headers)
         self._note_body(body)
+        self._took_s = time.perf_counter() - self._started
         return headers
 
     def _begin_answer(
@@ -216,18 +219,17 @@ class Exchange:
             headers.append((b"server-timing", _server_timing(self.job)))
         return headers
 
-    def finish(self) -> None:
-        """Tell the access log, the metrics, the listeners, and who traces it."""
+    def settle(self) -> Sequence[Noted]:
+        """Tell the metrics, the listeners, and who traces it; give what is to be logged."""
         job, annotations = self.job, self._annotations()
         line = self._line(annotations)
         self.metrics.note_request(line, annotations)
-        if self._settings.access_log:
-            log_inference(line, annotations)
         if self.span is not None:
             self._trace()
         # Those who found no room, or had no right, have not reached the model.
         if self._listeners and (job is not None or line["status"] not in _NOT_REACHED):
             self._listeners.tell(self._ended(line, annotations))
+        return ((line, annotations),) if self._settings.access_log else ()
 
     def _annotations(self) -> Mapping[str, Any]:
         """Give what hooks have noted; of a request that is several, the tokens of all."""
@@ -239,14 +241,14 @@ class Exchange:
         return annotations
 
     def _line(self, annotations: Mapping[str, Any]) -> InferenceLine:
-        job = self.job
+        job, took_s = self.job, self._took_s
         return inference_line(
             request_id=self.request_id,
             model=self.model,
             version=self.version,
             status=self._status or _LEFT,
             code=self.code or (None if self._status else AbandonedError.code),
-            total_s=time.perf_counter() - self._started,
+            total_s=time.perf_counter() - self._started if took_s is None else took_s,
             times=job.times if job is not None else _NO_TIMES,
             annotations=annotations,
             bytes_in=self.bytes_in,

@@ -15,7 +15,8 @@ from starlette.types import Scope
 from mlserve.errors import CapacityError
 from mlserve.http.connection import Connection
 from mlserve.http.direct import DirectPrediction, prediction_of
-from mlserve.http.errors import answer_of
+from mlserve.http.endings import Endings
+from mlserve.http.errors import raw_answer_of
 from mlserve.http.exchange import EXCHANGE, REQUEST_ID, new_request_id
 from mlserve.http.heads import KnownHead, KnownHeads
 from mlserve.http.lean import ServingApp
@@ -35,6 +36,7 @@ class Gate:
     def __init__(self, app: Any) -> None:
         self._app = app if isinstance(app, ServingApp) else None
         self._heads = KnownHeads()
+        self._endings = Endings()
         self.find = self._heads.find
         """Looks whether a whole request has a head that came before."""
 
@@ -52,9 +54,9 @@ class Gate:
         """
         route = self._app.lean_route(scope) if self._app is not None else None
         # Where there are guards, who may not ask is told that, and nothing else.
-        if route is None or (not route.guards and _is_refused(route, scope, connection)):
+        if route is None or (not route.guards and self._is_refused(route, scope, connection)):
             return None
-        prediction = prediction_of(route, scope, connection)
+        prediction = prediction_of(route, scope, connection, self._endings)
         if prediction is not None:
             prediction.begin()
         return prediction
@@ -68,28 +70,37 @@ class Gate:
         model = route.predicts
         if model is None or not route.is_lean:
             return None
-        if not route.guards and _is_refused(route, scope, connection):
-            return None
-        prediction = DirectPrediction(route, model, scope, connection, known.headers)
-        prediction.begin()
+        engine = model.engine
+        if not route.guards and engine.is_crowded:
+            error = engine.refusal(*known.wishes)
+            if error is not None:
+                self._refuse(route, scope, connection, error)
+                return None
+        prediction = DirectPrediction(
+            route, model, scope, connection, self._endings, known.headers, known.wishes
+        )
+        if route.guards:
+            prediction.begin()
         return prediction
 
     def learn(self, data: bytes, direct: DirectPrediction) -> tuple[bytes, KnownHead] | None:
         """Note the head of a request that goes the short way, and came in one piece."""
-        return self._heads.learn(data, direct.route, direct.scope, direct.headers)
+        return self._heads.learn(data, direct.route, direct.scope, direct.headers, direct.wishes)
 
+    def _is_refused(self, route: ModelRoute, scope: Scope, connection: Connection) -> bool:
+        """Refuse a request that its model has no room for."""
+        try:
+            route.require_room(scope)
+        except CapacityError as exc:
+            self._refuse(route, scope, connection, exc)
+            return True
+        return False
 
-def _is_refused(route: ModelRoute, scope: Scope, connection: Connection) -> bool:
-    """Refuse a request that its model has no room for."""
-    try:
-        route.require_room(scope)
-    except CapacityError as exc:
+    def _refuse(
+        self, route: ModelRoute, scope: Scope, connection: Connection, error: CapacityError
+    ) -> None:
         exchange = route.open(scope, None)
-        response = answer_of(scope, exc)
-        body = bytes(response.body)
-        headers = exchange.respond(response.status_code, response.raw_headers, body)
-        connection.answer(response.status_code, headers, body)
-        exchange.finish()
+        status, headers, body = raw_answer_of(scope, error)
+        connection.answer(status, exchange.respond(status, headers, body), body)
+        self._endings.add(exchange)
         scope.pop(EXCHANGE, None)
-        return True
-    return False

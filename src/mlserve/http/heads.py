@@ -47,6 +47,8 @@ class KnownHead:
     """What is needed of the scope that the server has made."""
     headers: dict[bytes, bytes]
     """Its headers; of several of a name the first one, and of the length that which it had."""
+    wishes: tuple[float, int]
+    """The time that a request has by it, in seconds, and its priority."""
 
 
 class KnownHeads:
@@ -87,7 +89,12 @@ class KnownHeads:
         return known, data[end:]
 
     def learn(
-        self, data: bytes, route: ModelRoute, scope: Scope, headers: dict[bytes, bytes]
+        self,
+        data: bytes,
+        route: ModelRoute,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        wishes: tuple[float, int],
     ) -> tuple[bytes, KnownHead] | None:
         """
         Keep the head of a request that goes the short way.
@@ -97,6 +104,7 @@ class KnownHeads:
             route: Its route.
             scope: Its scope.
             headers: Its headers.
+            wishes: What its headers say of its time and priority.
 
         Returns:
             A head that only its connection may remember.
@@ -119,7 +127,7 @@ class KnownHeads:
         # Else the head may belong to another request, which came right before.
         if not (is_usual and len(data) == end + int(headers[b"content-length"])):
             return None
-        known = KnownHead(route, {name: scope[name] for name in _OF_SCOPE}, headers)
+        known = KnownHead(route, {name: scope[name] for name in _OF_SCOPE}, headers, wishes)
         head = data[:start] + data[stop:end]
         if others:
             return head, known

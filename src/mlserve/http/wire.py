@@ -187,12 +187,12 @@ class WireProtocol(HttpToolsProtocol):
             direct = self._door.enter(scope, self)
             if direct is not None or cycle.response_complete:
                 cycle.on_response = _nothing  # else it and this connection would hold each other
+                self._reusable = cycle
             if cycle.response_complete:
                 return
             if direct is not None:
                 self._direct = self._entered = direct
                 self._on_leave = direct.leave
-                self._reusable = cycle
                 if not cycle.more_body:
                     self._take_direct(cycle)
                 return

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from operator import itemgetter
 from typing import Any, Protocol, TypedDict
@@ -20,10 +21,11 @@ __all__ = [
     "InferenceLogRecord",
     "JsonFormatter",
     "LineHandler",
+    "Noted",
     "Times",
     "as_ms",
     "inference_line",
-    "log_inference",
+    "log_inferences",
     "n_tokens",
     "tokens_of_all",
 ]
@@ -57,6 +59,10 @@ class InferenceLine(TypedDict):
     batch_size: int
     chunks: int
     tokens: int
+
+
+Noted = tuple[InferenceLine, Mapping[str, Any]]
+"""The facts of one inference, and what hooks have noted."""
 
 
 class Times(Protocol):
@@ -180,8 +186,8 @@ class LineHandler(logging.Handler):
         """Give what writes its lines; `None` = it looks at the record."""
         return None
 
-    def take_line(self, line: str) -> None:
-        """Take a line that its formatter has written. Never blocks."""
+    def take_lines(self, lines: Sequence[str]) -> None:
+        """Take lines that its formatter has written. Never blocks."""
 
 
 def _plain_json(facts: Mapping[str, Any], before: str) -> str:
@@ -202,19 +208,19 @@ def _opened(head: Mapping[str, Any] | None) -> str:
     return f"{_as_json({**head})[:-1]}, " if head else "{"
 
 
-def log_inference(facts: InferenceLine, annotations: Mapping[str, Any]) -> None:
-    """Write one line; costs nothing when the logger is off, and raises nothing."""
-    if not logger.isEnabledFor(logging.INFO):
+def log_inferences(noted: Sequence[Noted]) -> None:
+    """Write a line for each; costs nothing when the logger is off, and raises nothing."""
+    if not noted or not logger.isEnabledFor(logging.INFO):
         return
-    try:
-        handler = None if annotations else _only_handler()
+    with suppress(Exception):  # a handler of the user may raise anything
+        handler = _only_handler()
         formatter = handler.line_formatter() if handler is not None else None
-        if handler is None or formatter is None:
-            logger.handle(InferenceLogRecord(facts, annotations))
+        if handler is None or formatter is None or any(notes for _, notes in noted):
+            for facts, annotations in noted:
+                with suppress(Exception):
+                    logger.handle(InferenceLogRecord(facts, annotations))
         else:
-            handler.take_line(formatter.line(facts))
-    except Exception:  # noqa: BLE001, S110 - a handler of the user may raise anything
-        pass
+            handler.take_lines(formatter.lines([facts for facts, _ in noted]))
 
 
 def _only_handler() -> LineHandler | None:
@@ -259,10 +265,11 @@ class JsonFormatter(logging.Formatter):
     _time = ""
     _before = ""
 
-    def line(self, facts: InferenceLine) -> str:
-        """Write a line of the access log, for which no hook has noted anything."""
+    def lines(self, of: Sequence[InferenceLine]) -> list[str]:
+        """Write lines of the access log, for which no hook has noted anything."""
         self._note_time(time.time())  # noqa: TID251 - the date that a line has
-        return _plain_json(facts, self._before)
+        before = self._before
+        return [_plain_json(facts, before) for facts in of]
 
     def _note_time(self, seconds: float) -> str:
         """Write a time, to a second; many lines have the same."""

@@ -12,11 +12,12 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from logging.handlers import QueueHandler
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from mlserve.observability.access_log import InferenceLogRecord, JsonFormatter, LineHandler
 
@@ -65,22 +66,29 @@ class StderrHandler(logging.Handler):
         """
         with self.lock or nullcontext():
             data = b""
-            for line in (self._line(record) for record in records if self._wants(record)):
-                if len(data) + len(line) > select.PIPE_BUF:
+            for piece in self._pieces(records):
+                if len(data) + len(piece) > select.PIPE_BUF:
                     self._write_all(data)
                     data = b""
-                data += line
+                data += piece
             self._write_all(data)
 
-    def _wants(self, record: logging.LogRecord | str) -> bool:
+    def _pieces(self, records: Iterable[logging.LogRecord | str]) -> Iterator[bytes]:
+        for kind, group in groupby(records, type):
+            if kind is str:
+                lines = "\n".join(cast("Iterable[str]", group))
+                yield from _cut(f"{lines}\n".encode(), select.PIPE_BUF)
+            else:
+                found = cast("Iterable[logging.LogRecord]", group)
+                yield from (self._line(record) for record in found if self._wants(record))
+
+    def _wants(self, record: logging.LogRecord) -> bool:
         try:
-            return isinstance(record, str) or bool(self.filter(record))
+            return bool(self.filter(record))
         except Exception:  # noqa: BLE001 - a filter that breaks must not end the log
             return False
 
-    def _line(self, record: logging.LogRecord | str) -> bytes:
-        if isinstance(record, str):
-            return f"{record}\n".encode()
+    def _line(self, record: logging.LogRecord) -> bytes:
         try:
             line = self.format(record)
         except Exception as exc:  # noqa: BLE001 - what stands in a record may be anything
@@ -100,6 +108,16 @@ class StderrHandler(logging.Handler):
         except BlockingIOError:  # whoever made the pipe made it so
             select.select([], [self._fd], [])
             return 0
+
+
+def _cut(lines: bytes, most: int) -> Iterator[bytes]:
+    """Cut lines into pieces of so many bytes at most, or of one line that is longer."""
+    start = 0
+    while len(lines) - start > most:
+        stop = lines.rfind(b"\n", start, start + most) + 1 or lines.find(b"\n", start) + 1
+        yield lines[start:stop]
+        start = stop
+    yield lines[start:]
 
 
 class QueuedHandler(QueueHandler, LineHandler):
@@ -150,14 +168,17 @@ class QueuedHandler(QueueHandler, LineHandler):
         formatter = handler.formatter
         return formatter if type(formatter) is JsonFormatter else None
 
-    def take_line(self, line: str) -> None:
-        """Queue a line if there is room."""
-        if not self._n_dropped and self._records.qsize() < self._capacity:
-            self._records.put(line)
+    def take_lines(self, lines: Sequence[str]) -> None:
+        """Queue those lines that there is room for."""
+        put = self._records.put
+        if not self._n_dropped and self._records.qsize() + len(lines) <= self._capacity:
+            for line in lines:
+                put(line)
             return
         with self.lock or nullcontext():
-            if self._has_room():
-                self._records.put(line)
+            for line in lines:
+                if self._has_room():
+                    put(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         """Count a record without a text as dropped; the library would write to stderr here."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mlserve.batching.admission import Admission
 from mlserve.batching.shares import Shares, most_kept
-from mlserve.errors import ModelFailedError
+from mlserve.errors import CapacityError, ModelFailedError
 from mlserve.execution.worker import TaskSet
 from mlserve.job import Job
 from mlserve.processes.board import Board, Mark
@@ -146,11 +146,11 @@ class RemoteLane:
         """Have each replica call its `health` hook every so often."""
         self._fleet.watch_health(period_s)
 
-    def require_room(
+    def refusal(
         self, *, budget_s: float, left_s: float, priority: int, tenant: str | None = None
-    ) -> None:
+    ) -> CapacityError | None:
         """
-        Refuse a request that there is no room or no time for, over all HTTP processes.
+        Say why a request is refused, if all HTTP processes have no room or no time for it.
 
         Args:
             budget_s: The whole time of the request, in seconds.
@@ -158,9 +158,8 @@ class RemoteLane:
             priority: 0 is served first.
             tenant: Whose it is; `None` = nobody's, or not known yet.
 
-        Raises:
-            QueueFullError: If no place is free.
-            OverloadedError: If its turn would come too late.
+        Returns:
+            `QueueFullError` if no place is free, `OverloadedError` if its turn would come too late.
         """
         admission, board = self._admission, self._board
         self._learn()
@@ -179,23 +178,25 @@ class RemoteLane:
         )
         if error is not None:
             self._row.refused += 1
-            raise error
+        return error
 
-    def require_room_for(self, job: Job, *, is_stream: bool) -> None:
-        """Refuse a job that there is no room or no time for, as `require_room` does."""
+    def refusal_of(self, job: Job, *, is_stream: bool) -> CapacityError | None:
+        """Say why a job is refused, as `refusal` does."""
         is_unbounded = is_stream or self._spec.contract.is_stepped
         left_s = math.inf if is_unbounded else job.call.remaining_s
         budget_s = math.inf if is_unbounded else job.timeout_s
-        self.require_room(
+        return self.refusal(
             budget_s=budget_s, left_s=left_s, priority=job.priority, tenant=job.tenant
         )
 
-    def enter(self, job: Job, *, is_stream: bool) -> None:
-        """Admit a job, or raise as `require_room` does."""
+    def enter(self, job: Job, *, is_stream: bool) -> CapacityError | None:
+        """Admit a job, or say why it is refused."""
         capacity, max_size = self._admission.capacity, self._spec.batching.max_size
         # With fewer waiting there is room for anybody, whatever has been learned.
         if self._board.n_waiting() >= min(max_size, capacity - most_kept(capacity)):
-            self.require_room_for(job, is_stream=is_stream)
+            error = self.refusal_of(job, is_stream=is_stream)
+            if error is not None:
+                return error
         self._tickets[job] = Ticket(job)
         self._shares.enter(job.tenant)
         self._row.requests += 1
@@ -203,6 +204,7 @@ class RemoteLane:
         self._row.by_priority[job.priority] += 1
         self._row.streams += is_stream
         self._idle.clear()
+        return None
 
     def predict(self, job: Job) -> None:
         """Send a job that was admitted; its sink gets the answer."""
