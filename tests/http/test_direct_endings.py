@@ -220,7 +220,7 @@ def code_or_text(answer: Answer) -> str:
     return str(body["error"]["code"] if "error" in body else body["text"])
 
 
-@pytest.mark.parametrize("method", ["respond", "finish"])
+@pytest.mark.parametrize("method", ["respond", "settle"])
 def test_an_answer_that_cannot_be_sent_or_noted_costs_no_other_of_its_batch(
     both: dict[str, Place], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 from fastapi import Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, RootModel
 from starlette.exceptions import HTTPException
 from tests.http.answers import MAX_BYTES, error_of, events_of
@@ -68,6 +70,27 @@ class MuteError(MLServeError):
 
     def __str__(self) -> str:
         raise OSError("/srv/secret")
+
+
+@given(st.text(), st.text(), st.none() | st.floats(0, 1e9) | st.integers(0, 10**9))
+def test_an_error_is_written_as_the_library_writes_json(
+    message: str, param: str, retry_after_s: float | None
+) -> None:
+    error = InvalidInputError(message, param=param)
+    error.retry_after_s = retry_after_s
+
+    body = error_body(error, "an-id")
+
+    found = json.loads(body)
+    assert body == json.dumps(found).encode()
+    assert found["error"] == {
+        "code": "invalid_input",
+        "type": "RequestError",
+        "message": message[:1000],
+        "request_id": "an-id",
+        "retry_after_s": retry_after_s,
+        "param": param[:128],
+    }
 
 
 @pytest.mark.parametrize("error", [OddError("x"), MuteError()], ids=["its param", "its text"])

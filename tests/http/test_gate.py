@@ -65,12 +65,22 @@ def server_with(*middleware: Middleware) -> ModelServer:
 
 
 @contextmanager
-def crowded(server: ModelServer) -> Iterator[httpx2.Client]:
-    """Serve with a model that runs one request and whose queue is full, until the block's end."""
+def crowded(server: ModelServer, *before: bytes) -> Iterator[httpx2.Client]:
+    """
+    Serve with a model that runs one request and whose queue is full, until the block's end.
+
+    Args:
+        server: Which.
+        before: Requests that are answered before it is crowded, each on a connection of its own.
+    """
     Holding.may_go.clear()
     Holding.holds.clear()
     model = server.model_for("m")
     with running(server, timeout_s=15) as client, ThreadPoolExecutor(3) as pool:
+        for request in before:
+            with connected(client) as connection:
+                connection.sendall(request)
+                read_answers(connection, 1)
         try:
             answers = [pool.submit(client.post, PREDICT, json="hold")]
             assert Holding.holds.wait(10)
@@ -149,6 +159,51 @@ def test_a_refusal_is_counted_and_logged_once(
         len(refused.content),
     )
     assert n_refused == 1
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """List the connection of each head that was parsed, since it was not known."""
+    given: list[Connection] = []
+    original = Connection.on_headers_complete
+
+    def noted(connection: Connection) -> None:
+        given.append(connection)
+        original(connection)
+
+    monkeypatch.setattr(Connection, "on_headers_complete", noted)
+    return given
+
+
+def test_a_known_head_is_not_parsed_again_on_a_new_connection_or_one_that_was_refused(
+    parsed: list[Connection],
+) -> None:
+    known, other = HEAD + b'\r\n"x"', HEAD + b'Accept: x\r\n\r\n"x"'
+    with crowded(server_with(), known) as client:
+        parsed.clear()
+        with connected(client) as fresh, connected(client) as refused:
+            fresh.sendall(known)
+            statuses = read_answers(fresh, 1)
+            for request in (other, known, known):
+                refused.sendall(request)
+                statuses += read_answers(refused, 1)
+
+    assert statuses == [b"503"] * 4
+    assert len(parsed) == 1
+
+
+def test_a_request_behind_a_body_that_is_still_to_come_belongs_to_that_body(
+    parsed: list[Connection],
+) -> None:
+    with crowded(server_with()) as client, connected(client) as connection:
+        whole = HEAD + b'\r\n"x"'
+        connection.sendall(HEAD.replace(b"th: 3", b"th: %d" % len(whole)) + b"\r\n")
+        first = read_answers(connection, 1)
+        connection.sendall(whole)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+        second = read_answers(connection, 1)
+
+    assert (first, second) == ([b"503"], [b"200"])
 
 
 def test_the_body_of_what_was_refused_is_not_read_as_the_next_request() -> None:

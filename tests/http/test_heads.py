@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.http.waiting import until
 
 from mlserve import Call, ModelHandler, ModelServer, ServerSettings, api_keys
-from mlserve.http.heads import KnownHead, KnownHeads
+from mlserve.http.heads import HeadKey, KnownHead, KnownHeads
 from mlserve.http.route import ModelRoute
 from mlserve.testing import running
 
@@ -35,6 +35,7 @@ SCOPE: dict[str, Any] = dict.fromkeys(
     "asgi client headers http_version method path query_string raw_path root_path scheme server"
     " state type".split()
 )
+WISHES = (30.0, 0)
 ONE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n{1}"
 
 
@@ -65,10 +66,10 @@ class Parsed:
 
 def learn(
     known: KnownHeads, data: bytes, route: ModelRoute = PLAIN
-) -> tuple[bytes, KnownHead] | None:
+) -> tuple[HeadKey, KnownHead] | None:
     """Learn a request as the server does that has parsed it."""
     headers = Parsed(data).headers
-    return known.learn(data, route, SCOPE, dict(reversed(headers)))
+    return known.learn(data, route, SCOPE, dict(reversed(headers)), WISHES)
 
 
 def learnt(*requests: bytes) -> KnownHeads:
@@ -150,7 +151,7 @@ def test_what_is_known_is_one_request_with_the_headers_that_were_learnt(
             parsed = Parsed(data)
             if parsed.n_messages == 1 and b"content-length" in dict(parsed.headers):
                 scope = SCOPE | {"path": str(number)}
-                known.learn(data, PLAIN, scope, dict(reversed(parsed.headers)))
+                known.learn(data, PLAIN, scope, dict(reversed(parsed.headers)), WISHES)
                 heads[str(number)] = parsed.others
     data = b"".join([PIECES[0], *pieces])
 
@@ -206,7 +207,7 @@ def test_a_head_is_not_kept_whose_length_hooks_may_see() -> None:
 def test_a_head_is_not_kept_whose_length_is_more_than_its_digits() -> None:
     known = KnownHeads()
     data = ONE.replace(b"th: 3", b"th: 3\nX-Request-Timeout: 0.001")
-    known.learn(data, PLAIN, SCOPE, {b"host": b"a", b"content-length": b"3"})
+    known.learn(data, PLAIN, SCOPE, {b"host": b"a", b"content-length": b"3"}, WISHES)
 
     assert len(known) == 0
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -461,14 +462,15 @@ def test_lines_that_gather_are_written_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert len(writes) <= 2  # the thread may have taken the first one alone
 
 
-def test_lines_of_several_writers_to_one_full_pipe_stay_whole() -> None:
+@pytest.mark.parametrize("is_written", [False, True])
+def test_lines_of_several_writers_to_one_full_pipe_stay_whole(is_written: bool) -> None:
     reader, writer = os.pipe()
     lines = {text * 299 for text in "abcd"}
 
     def write(line: str) -> None:
         handler = StderrHandler(writer)  # as in a process of its own
         for _ in range(5):
-            handler.handle_all([record_of(line)] * 250)
+            handler.handle_all([line if is_written else record_of(line)] * 250)
 
     threads = [threading.Thread(target=write, args=(line,)) for line in lines]
     for thread in threads:
@@ -482,6 +484,24 @@ def test_lines_of_several_writers_to_one_full_pipe_stay_whole() -> None:
     os.close(writer)
 
     assert set(received.decode().splitlines()) == lines
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.text(st.characters(codec="ascii"), max_size=6000))),
+)
+def test_records_and_written_lines_are_written_in_their_order_and_few_at_once(
+    entries: list[tuple[bool, str]],
+) -> None:
+    entries = [(is_written, text.replace("\n", "")) for is_written, text in entries]
+    writes: list[bytes] = []
+    handler = StderrHandler(-1)
+    handler._write_all = writes.append  # type: ignore[method-assign]
+
+    handler.handle_all([text if is_written else record_of(text) for is_written, text in entries])
+
+    assert b"".join(writes) == b"".join(f"{text}\n".encode() for _, text in entries)
+    for data in writes:
+        assert len(data) <= select.PIPE_BUF or data.count(b"\n") == 1
 
 
 def test_a_filter_that_raises_does_not_end_the_log() -> None:

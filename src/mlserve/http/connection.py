@@ -110,11 +110,13 @@ class Connection(WireProtocol):
         """Take a piece alone: mostly a whole request, whose head is mostly known."""
         is_between = self._is_idle and not self._is_in_head
         latest = self._latest
-        is_plain = latest is not None and latest is self._reusable and not latest.more_body
+        is_plain = latest is None or (latest is self._reusable and not latest.more_body)
         if is_between and is_plain and not self._is_queueing:
             found = self._door.find(data, self._own_head)
-            if found is not None and self._repeat(*found):
-                return
+            if found is not None:
+                self._arrival.stop()
+                if self._repeat(*found):
+                    return
         self._entered = None
         self._take(data)
         entered, self._entered = self._entered, None

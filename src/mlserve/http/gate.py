@@ -18,7 +18,7 @@ from mlserve.http.direct import DirectPrediction, prediction_of
 from mlserve.http.endings import Endings
 from mlserve.http.errors import raw_answer_of
 from mlserve.http.exchange import EXCHANGE, REQUEST_ID, new_request_id
-from mlserve.http.heads import KnownHead, KnownHeads
+from mlserve.http.heads import HeadKey, KnownHead, KnownHeads
 from mlserve.http.lean import ServingApp
 from mlserve.http.route import ModelRoute
 
@@ -83,7 +83,7 @@ class Gate:
             prediction.begin()
         return prediction
 
-    def learn(self, data: bytes, direct: DirectPrediction) -> tuple[bytes, KnownHead] | None:
+    def learn(self, data: bytes, direct: DirectPrediction) -> tuple[HeadKey, KnownHead] | None:
         """Note the head of a request that goes the short way, and came in one piece."""
         return self._heads.learn(data, direct.route, direct.scope, direct.headers, direct.wishes)
 

@@ -15,7 +15,10 @@ from starlette.types import Scope
 
 from mlserve.http.route import ModelRoute
 
-__all__ = ["KnownHead", "KnownHeads"]
+__all__ = ["HeadKey", "KnownHead", "KnownHeads"]
+
+HeadKey = tuple[bytes, bytes]
+"""What stands before and what behind the length of the body, in a head."""
 
 _LONGEST_BYTES = 1024
 _COMMON = frozenset(
@@ -33,7 +36,8 @@ _COMMON = frozenset(
     }
 )
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
-_LENGTH = b"\r\ncontent-length: "
+_LENGTH = b"\r\ncontent-l"
+_END_OF_NAME = b"ength: "  # in upper case nobody writes it
 _OF_SCOPE = ("headers", "method", "path", "type")  # nobody looks at more on the short way
 
 
@@ -61,13 +65,13 @@ class KnownHeads:
 
     def __init__(self, most: int = 1024) -> None:
         self._most = most
-        self._heads: dict[bytes, KnownHead] = {}
+        self._heads: dict[HeadKey, KnownHead] = {}
 
     def __len__(self) -> int:
         return len(self._heads)
 
     def find(
-        self, data: bytes, own: tuple[bytes, KnownHead] | None = None
+        self, data: bytes, own: tuple[HeadKey, KnownHead] | None = None
     ) -> tuple[KnownHead, bytes] | None:
         """
         Give what is known of a request that came in one piece, and its body.
@@ -76,17 +80,17 @@ class KnownHeads:
             data: The request.
             own: The head that only this connection remembers, if it does.
         """
-        start = data.find(b"ength: ") + 7
-        stop = data.find(b"\r\n", start)
-        end = data.find(b"\r\n\r\n", stop) + 4
-        head = data[:start] + data[stop:end]
-        known = self._heads.get(head) if own is None or own[0] != head else own[1]
-        if known is None:
+        head, end, body = data.partition(b"\r\n\r\n")
+        before, _, rest = head.partition(_END_OF_NAME)
+        length, _, behind = rest.partition(b"\r\n")
+        key = before, behind
+        known = self._heads.get(key) if own is None or own[0] != key else own[1]
+        if known is None or not end:
             return None
-        n_body = len(data) - end
-        if data[start:stop] != b"%d" % n_body or n_body > known.route.max_body_bytes:
+        n_body = len(body)
+        if length != b"%d" % n_body or n_body > known.route.max_body_bytes:
             return None
-        return known, data[end:]
+        return known, body
 
     def learn(
         self,
@@ -95,7 +99,7 @@ class KnownHeads:
         scope: Scope,
         headers: dict[bytes, bytes],
         wishes: tuple[float, int],
-    ) -> tuple[bytes, KnownHead] | None:
+    ) -> tuple[HeadKey, KnownHead] | None:
         """
         Keep the head of a request that goes the short way.
 
@@ -109,31 +113,30 @@ class KnownHeads:
         Returns:
             A head that only its connection may remember.
         """
-        end = data.find(b"\r\n\r\n") + 4
-        start = data.find(b"ength: ") + 7
-        stop = data.find(b"\r\n", start)
+        head, end, body = data.partition(b"\r\n\r\n")
+        before, _, rest = head.partition(_END_OF_NAME)
+        length, _, behind = rest.partition(b"\r\n")
         settings = route.settings
         id_header = settings.request_id_header.lower().encode()
         others = headers.keys() - (_COMMON - {id_header})
-        lowered = data[:end].lower()
         is_usual = (
             others <= _CREDENTIALS
-            and stop < end <= _LONGEST_BYTES
-            and lowered[:start].endswith(_LENGTH)
-            and data[start:stop] == headers[b"content-length"]
-            and lowered.count(b"\r\ncontent-length") == 1
+            and len(head) <= _LONGEST_BYTES
+            and before.lower().endswith(_LENGTH)
+            and length == headers[b"content-length"]
+            and head.lower().count(b"\r\ncontent-length") == 1
             and "content-length" not in map(str.lower, settings.forward_headers)
         )
         # Else the head may belong to another request, which came right before.
-        if not (is_usual and len(data) == end + int(headers[b"content-length"])):
+        if not (is_usual and end and len(body) == int(length)):
             return None
         known = KnownHead(route, {name: scope[name] for name in _OF_SCOPE}, headers, wishes)
-        head = data[:start] + data[stop:end]
+        key = before, behind
         if others:
-            return head, known
-        if head not in self._heads and len(self._heads) >= self._most:
+            return key, known
+        if key not in self._heads and len(self._heads) >= self._most:
             del self._heads[next(iter(self._heads))]
-        self._heads[head] = known
+        self._heads[key] = known
         return None
 
     def __repr__(self) -> str:

@@ -205,12 +205,15 @@ class WireProtocol(HttpToolsProtocol):
 
     def _repeat(self, known: Known, body: bytes) -> bool:
         """
-        Answer a request whose head came before, in place of the one before it.
+        Answer a request whose head came before, in place of the one before it if there is one.
 
         Returns:
             Whether it is; else it has to be parsed.
         """
-        cycle = self._answering = self.cycle
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None:
+            cycle = self.cycle = self._reusable = self._first_cycle()
+        self._answering = cycle
         scope: Any = {**known.scope, "client": self.client, CONNECTION: ref(self)}
         cycle.scope = scope
         cycle.response_started = cycle.response_complete = False
@@ -225,6 +228,24 @@ class WireProtocol(HttpToolsProtocol):
             self._answering = None
             return False
         return True
+
+    def _first_cycle(self) -> RequestResponseCycle:
+        """Make what uvicorn knows of a request, for a connection that has had none."""
+        cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,  # else its head would not be known
+            on_response=_nothing,
+        )
+        cycle.more_body = False
+        return cycle
 
     def _take_direct(self, cycle: RequestResponseCycle) -> None:
         direct, self._direct = self._direct, None
