@@ -87,7 +87,9 @@ class Connection(WireProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, but few requests ahead of their answers: each takes memory."""
-        self._unset_keepalive_if_required()
+        self._keep_alive.stop()
+        if self._is_repeated(data):
+            return
         if not self._ahead and len(data) <= _PIECE_BYTES and not (self.pipeline or self._is_over):
             self._take_at_once(data)  # nearly always: all that came is one piece
             if self.pipeline:  # uvicorn stops reading then, and would not see that the client left
@@ -106,17 +108,35 @@ class Connection(WireProtocol):
         elif self.pipeline or self._is_in_head or self._is_idle:
             self.flow.resume_reading()
 
-    def _take_at_once(self, data: bytes) -> None:
-        """Take a piece alone: mostly a whole request, whose head is mostly known."""
-        is_between = self._is_idle and not self._is_in_head
+    def _is_repeated(self, data: bytes) -> bool:
+        """Answer a whole request whose head is known; nearly all of those that follow others."""
         latest = self._latest
-        is_plain = latest is None or (latest is self._reusable and not latest.more_body)
-        if is_between and is_plain and not self._is_queueing:
-            found = self._door.find(data, self._own_head)
-            if found is not None:
-                self._arrival.stop()
-                if self._repeat(*found):
-                    return
+        is_due = latest is None or (
+            latest is self._reusable and latest.response_complete and not latest.more_body
+        )
+        if (
+            not is_due
+            or self._is_in_head
+            or self._ahead
+            or self.pipeline
+            or self.flow.write_paused
+            or self._is_refusing
+            or self._is_handed_over
+            or self._is_ending
+            or len(data) > _PIECE_BYTES
+            or self.transport.is_closing()
+        ):
+            return False
+        found = self._door.find(data, self._own_head)
+        if found is None:
+            return False
+        if latest is None:  # its head was waited for
+            self._arrival.stop()
+        return self._repeat(*found)
+
+    def _take_at_once(self, data: bytes) -> None:
+        """Take a piece alone: mostly a whole request, whose head may be learnt."""
+        is_between = self._is_idle and not self._is_in_head
         self._entered = None
         self._take(data)
         entered, self._entered = self._entered, None

@@ -10,6 +10,7 @@ import math
 from json.encoder import encode_basestring_ascii as _quoted
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from mlserve.errors import MLServeError, SchemaViolationError
+from mlserve.errors import CapacityError, MLServeError, SchemaViolationError
 from mlserve.http.exchange import EXCHANGE, request_id_of
 from mlserve.model import safe_details
 from mlserve.observability.loggers import get_logger
@@ -37,6 +38,7 @@ __all__ = [
     "error_response",
     "handle_error",
     "raw_answer_of",
+    "refusal_body",
 ]
 
 logger = get_logger(__name__)
@@ -50,10 +52,8 @@ RawAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 # ASCII only: a lone surrogate in a message must not break the answer.
 _encoder = json.JSONEncoder(ensure_ascii=True, default=str)
 # As the encoder writes it, in a third of the time.
-_INFO = (
-    '{"error": {"code": %s, "type": %s, "message": %s, "request_id": %s, "retry_after_s": %s,'
-    ' "param": %s}}'
-)
+_BEGIN = '{"error": {"code": %s, "type": %s, "message": %s, "request_id": '
+_INFO = _BEGIN + '%s, "retry_after_s": %s, "param": %s}}'
 _OURS = (MLServeError, HTTPException, RequestValidationError)
 _WITHOUT_BODY = (204, 304)
 _CLOSING = (408, 413)
@@ -162,6 +162,19 @@ def error_body(error: Exception, request_id: str, shape: ErrorShape | None = Non
     answer = _describe(error)
     shaped = answer if shape is None else shape(answer)
     return _as_json(replace(shaped, detail=None), request_id)
+
+
+def refusal_body(error: CapacityError, request_id: str) -> bytes:
+    """Make the body of one of many refusals, as `error_body` does."""
+    retry_after_s = error.retry_after_s
+    number = "null" if retry_after_s is None else _number(retry_after_s)
+    begin = _refusal_begin(error.code, error.kind, str(error))
+    return f'{begin}{_quoted(request_id)}, "retry_after_s": {number}, "param": null}}}}'.encode()
+
+
+@lru_cache(maxsize=256)
+def _refusal_begin(code: str, kind: str, message: str) -> str:
+    return _BEGIN % (_quoted(code), _quoted(kind), _quoted(message[:_MAX_MESSAGE]))
 
 
 async def handle_error(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from mlserve.http.exchange import EXCHANGE, REQUEST_ID, new_request_id
 from mlserve.http.heads import HeadKey, KnownHead, KnownHeads
 from mlserve.http.lean import ServingApp
 from mlserve.http.route import ModelRoute
+from mlserve.http.shedding import Shedding
 
 __all__ = ["Gate"]
 
@@ -37,6 +38,7 @@ class Gate:
         self._app = app if isinstance(app, ServingApp) else None
         self._heads = KnownHeads()
         self._endings = Endings()
+        self._shedding = Shedding(self._endings)
         self.find = self._heads.find
         """Looks whether a whole request has a head that came before."""
 
@@ -61,6 +63,21 @@ class Gate:
             prediction.begin()
         return prediction
 
+    def sheds(self, known: KnownHead, connection: Connection) -> bool:
+        """Refuse a request whose head came before, if its model has no room; say whether."""
+        route = known.route
+        model = route.predicts
+        if model is None or route.guards or not (model.engine.is_crowded and route.is_lean):
+            return False
+        error = model.engine.refusal(*known.wishes)
+        if error is None:
+            return False
+        if route.is_marked:
+            self._refuse(route, {**known.scope}, connection, error)
+        else:
+            self._shedding.shed(route, connection, error)
+        return True
+
     def repeat(
         self, known: KnownHead, scope: Scope, connection: Connection
     ) -> DirectPrediction | None:
@@ -70,12 +87,6 @@ class Gate:
         model = route.predicts
         if model is None or not route.is_lean:
             return None
-        engine = model.engine
-        if not route.guards and engine.is_crowded:
-            error = engine.refusal(*known.wishes)
-            if error is not None:
-                self._refuse(route, scope, connection, error)
-                return None
         prediction = DirectPrediction(
             route, model, scope, connection, self._endings, known.headers, known.wishes
         )

@@ -113,8 +113,10 @@ class ModelRoute(APIRoute):
         self._answer = answer
         self.settings = settings
         self.predicts = predicts
-        self._model = model
-        self._version = version
+        self.model = model
+        self.version = version
+        self.id_header = settings.request_id_header.lower().encode()
+        """The name of the header that carries the request id."""
         self.max_body_bytes = max_body_bytes
         self.require_room = require_room
         self._listeners = listeners
@@ -153,9 +155,14 @@ class ModelRoute(APIRoute):
         provider = self.dependency_overrides_provider
         return bool(self.guards and getattr(provider, "dependency_overrides", None))
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether something is added to each answer or its line in the log."""
+        return bool(self._opened)
+
     def open(self, scope: Scope, send: Send | None) -> Exchange:
         """Begin the exchange of a request; `None` = the answer is sent in one piece."""
-        exchange = Exchange(scope, send, self.settings, self._model, self._version, self._listeners)
+        exchange = Exchange(scope, send, self.settings, self.model, self.version, self._listeners)
         for opened in self._opened:
             opened(exchange, scope)
         return exchange
@@ -163,7 +170,7 @@ class ModelRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it."""
         exchange = self.open(scope, send)
-        scope[MODEL] = None if self._model == NO_MODEL else self._model
+        scope[MODEL] = None if self.model == NO_MODEL else self.model
         if self._shape is not None:
             scope[ERROR_SHAPE] = self._shape
         limited = BodyLimit.of(scope, receive, self.max_body_bytes)

@@ -50,6 +50,11 @@ class GatheredTransport(asyncio.Transport):
         self._closer = self._loop.call_later(_LINGER_S, self._transport.close)
         self._transport.resume_reading()
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether something was gathered that is not written yet."""
+        return bool(self._parts)
+
     def flush(self) -> None:
         """Write now what was gathered."""
         if self._parts:
@@ -68,7 +73,8 @@ class GatheredTransport(asyncio.Transport):
 
     def write_now(self, data: bytes) -> None:
         """Write at once, behind what was gathered: a whole answer waits for nothing."""
-        self.flush()
+        if self._parts:
+            self.flush()
         self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:

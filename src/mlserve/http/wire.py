@@ -65,6 +65,9 @@ class Door(Protocol):
     def find(self, data: bytes, own: Any) -> tuple[Known, bytes] | None:
         """Look whether a whole request has a head that came before; give that, and its body."""
 
+    def sheds(self, known: Any, connection: Any) -> bool:
+        """Refuse a request whose head came before, if there is no room for it; say whether."""
+
     def repeat(self, known: Any, scope: Scope, connection: Any) -> Direct | None:
         """Take a request whose head came before."""
 
@@ -147,8 +150,15 @@ class WireProtocol(HttpToolsProtocol):
         n_breaks = len(lines) - 1
         if head.count(b"\n") != n_breaks or head.count(b"\r") != n_breaks:
             raise ValueError("A header of the answer holds a line break.")
+        self.send_whole(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], head, body))
+
+    def send_whole(self, answer: bytes) -> None:
+        """Send all of an answer to the present request, which still waits for it."""
+        cycle = self._answering
+        if cycle is None:
+            return
         cycle.response_started = cycle.response_complete = True  # what follows of it is ignored
-        self._gathered.write_now(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], head, body))
+        self._gathered.write_now(answer)
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -167,12 +177,14 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Send what is left of the answer, and go on with the next request or wait for it."""
-        self._gathered.flush()
+        if self._gathered.has_parts:
+            self._gathered.flush()
         self._on_leave = self._direct = self._entered = self._answering = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
@@ -214,9 +226,11 @@ class WireProtocol(HttpToolsProtocol):
         if cycle is None:
             cycle = self.cycle = self._reusable = self._first_cycle()
         self._answering = cycle
+        cycle.response_started = cycle.response_complete = False
+        if self._door.sheds(known, self):
+            return True
         scope: Any = {**known.scope, "client": self.client, CONNECTION: ref(self)}
         cycle.scope = scope
-        cycle.response_started = cycle.response_complete = False
         direct = self._door.repeat(known, scope, self)
         if cycle.response_complete:
             return True
