@@ -61,9 +61,7 @@ class Engine:
         """How many processes serve the model over HTTP; set by who starts them."""
         self.listeners = Listeners()
         """Who is told of the model's requests once they have ended."""
-        self._jobs: set[Job] = set()
         self._deadlines = Deadlines(clock, self._expire)
-        self._idle = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._draining_since = -math.inf
         self._load_timeout_s: float | None = None
@@ -93,10 +91,7 @@ class Engine:
         started = self.clock()
         # What belongs to an event loop is made here: an engine may be started again on another.
         self.placement.attach()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._reloading = asyncio.Lock()
-        self._jobs.clear()
         self._deadlines = Deadlines(self.clock, self._expire)
         if self.answers is not None:
             self.answers.clear()
@@ -139,9 +134,10 @@ class Engine:
         self.refuse_new_work()
         try:
             async with asyncio.timeout(drain_s):
-                await self._idle.wait()
+                for lane in list(self._lanes):  # nothing new comes to any
+                    await lane.wait_idle()
         except TimeoutError:
-            for job in list(self._jobs):
+            for job in self._jobs():
                 job.call.cancel()
                 job.fail(DrainingError(self.spec.name))
 
@@ -244,9 +240,6 @@ class Engine:
         self._deadlines.remove(job)
         job.call.cancel()
         lane.leave(job)
-        self._jobs.discard(job)
-        if not self._jobs:
-            self._idle.set()
 
     def stream(self, job: Job) -> ModelStream:
         """
@@ -319,10 +312,12 @@ class Engine:
         lane = self._lane
         _require_none(lane.enter(job, is_stream=isinstance(sink, ChannelSink)))
         job.sink, job.lane = sink, lane
-        self._jobs.add(job)
         self._deadlines.add(job)
-        self._idle.clear()
         return lane
+
+    def _jobs(self) -> list[Job]:
+        """List what is in flight."""
+        return [job for lane in self._lanes for job in lane.jobs]
 
     def _expire(self, job: Job) -> None:
         """End a job at its deadline."""
@@ -388,7 +383,7 @@ class Engine:
 
     def __repr__(self) -> str:
         life = self.lifecycle.state
-        return f"<Engine {self.spec.name}/{self.spec.version} {life}, {len(self._jobs)} in flight>"
+        return f"<Engine {self.spec.name}/{self.spec.version} {life}, {len(self._jobs())} in flight>"
 
 
 def _require_none(error: CapacityError | None) -> None:

@@ -7,7 +7,7 @@ handler is run by the old handler. Lives on the event loop.
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mlserve.batching.admission import Admission
@@ -50,7 +50,8 @@ class Lane:
         )
         self._spec = spec
         self._is_stepped = spec.contract.is_stepped
-        self._prepares_nothing = spec.contract.prepares_nothing
+        # Where nothing has to be done before, a request is queued as soon as it is admitted.
+        self._queues_at_once = spec.contract.prepares_nothing and not self._is_stepped
         self._clock = clock
         # Jobs that hold a reserved place: being preprocessed, or streams that wait for a replica.
         self._reserved: set[Job] = set()
@@ -58,6 +59,8 @@ class Lane:
         self._reserved_streams: set[Job] = set()
         self._jobs: set[Job] = set()
         self._shares = Shares()  # of them
+        # With fewer waiting, whoever comes is admitted.
+        self._n_roomy = min(spec.batching.max_size, first - most_kept(first))
         self._idle = asyncio.Event()
         self._idle.set()
         self._n_requests = self._n_refused = 0
@@ -78,9 +81,14 @@ class Lane:
         return self.pool.reason
 
     @property
+    def jobs(self) -> Collection[Job]:
+        """What is in flight here."""
+        return self._jobs
+
+    @property
     def is_crowded(self) -> bool:
         """Whether a request may be refused: at least a batch waits."""
-        return self.queue.occupied >= min(self._spec.batching.max_size, self.queue.capacity)
+        return self.queue.occupied >= self._n_roomy
 
     async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
         """
@@ -160,7 +168,8 @@ class Lane:
     def _learn(self) -> None:
         """Bound the queue by what batches have cost so far."""
         self._admission.learn(self.batcher.cost_model, max(1, self.pool.n_serving))
-        self.queue.capacity = self._admission.capacity
+        capacity = self.queue.capacity = self._admission.capacity
+        self._n_roomy = min(self._spec.batching.max_size, capacity - most_kept(capacity))
 
     def refusal_of(self, job: Job, *, is_stream: bool) -> CapacityError | None:
         """Say why a job is refused, as `refusal` does."""
@@ -174,9 +183,8 @@ class Lane:
 
     def enter(self, job: Job, *, is_stream: bool) -> CapacityError | None:
         """Reserve a place for a job, or say why it is refused."""
-        capacity, max_size = self.queue.capacity, self._spec.batching.max_size
-        # With fewer waiting there is room for anybody, whatever has been learned.
-        if self.queue.occupied >= min(max_size, capacity - most_kept(capacity)):
+        # With few waiting there is room for anybody, whatever has been learned.
+        if self.queue.occupied >= self._n_roomy:
             error = self.refusal_of(job, is_stream=is_stream)
             if error is not None:
                 return error
@@ -185,21 +193,24 @@ class Lane:
         return None
 
     def reserve(self, job: Job, *, is_stream: bool) -> None:
-        """Give a place to a job that was admitted elsewhere."""
-        self.queue.reserve()
-        self._reserved.add(job)
-        if is_stream or self._is_stepped:
-            self._reserved_streams.add(job)
+        """Give a place to a job that was admitted elsewhere; `predict` or `stream` comes next."""
+        if is_stream or not self._queues_at_once:
+            self.queue.reserve()
+            self._reserved.add(job)
+            if is_stream or self._is_stepped:
+                self._reserved_streams.add(job)
+        if not self._jobs:
+            self._idle.clear()
         self._jobs.add(job)
         self._shares.enter(job.tenant)
-        self._idle.clear()
 
     def predict(self, job: Job) -> None:
         """Preprocess and queue a job that has a place; its sink gets the answer."""
-        if self._is_stepped:
+        if self._queues_at_once:
+            if self._goes_on(job, None):
+                self.batcher.submit(job, is_reserved=False)
+        elif self._is_stepped:
             self._run_alone(job, None)
-        elif self._prepares_nothing:
-            self._queue_prepared(job, None)
         else:
             self.pool.prepare(job, self._queue_prepared)
 

@@ -104,8 +104,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
 
-    def submit(self, job: Job) -> None:
-        """Queue a preprocessed job; its place was reserved before."""
+    def submit(self, job: Job, *, is_reserved: bool = True) -> None:
+        """Queue a preprocessed job, mostly into the place that was reserved for it."""
         now = self._clock()
         if self._rules:
             in_company = len(self._queue) > 0 or self._pool.is_working
@@ -113,7 +113,7 @@ class Batcher:
         self._returns.note_arrival(now)
         job.enqueued_at = now
         job.stage = "queue"
-        self._queue.put(job)
+        self._queue.put(job, is_reserved=is_reserved)
         if self._soon is None:
             self.wake()
 

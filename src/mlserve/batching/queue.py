@@ -107,9 +107,14 @@ class RequestQueue(Generic[ItemT]):
             raise ValueError("No place is reserved.")
         self._reserved -= 1
 
-    def put(self, item: ItemT) -> None:
+    def put(self, item: ItemT, *, is_reserved: bool = True) -> None:
         """
-        Fill a reserved place.
+        Fill a place.
+
+        Args:
+            item: What comes into it.
+            is_reserved: Whether it is a reserved one; else one more is taken, whatever the
+                capacity.
 
         Raises:
             ValueError: If no place is reserved, or the item is already in the queue.
@@ -117,9 +122,8 @@ class RequestQueue(Generic[ItemT]):
         place = id(item)
         if place in self._places:
             raise ValueError("The item is already in the queue.")
-        if self._reserved < 1:
-            raise ValueError("No place is reserved.")
-        self._reserved -= 1
+        if is_reserved:
+            self.release()
         try:
             lanes = self._levels[item.priority].shares[item.tenant].lanes
         except KeyError:

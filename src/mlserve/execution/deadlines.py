@@ -45,7 +45,7 @@ class Deadlines:
 
     def add(self, job: Job) -> None:
         """Watch a job; its deadline does not change from here on."""
-        slot = math.ceil(job.deadline / _GRAIN_S)
+        slot = math.ceil(job.call.deadline / _GRAIN_S)
         due = self._due.get(slot)
         if due is None:
             left_s = max(0.0, slot * _GRAIN_S - self._clock())
@@ -55,7 +55,7 @@ class Deadlines:
 
     def remove(self, job: Job) -> None:
         """Watch a job no longer; does nothing if it is not watched."""
-        slot = math.ceil(job.deadline / _GRAIN_S)
+        slot = math.ceil(job.call.deadline / _GRAIN_S)
         due = self._due.get(slot)
         if due is None:
             return

@@ -276,12 +276,15 @@ def _may_hold_floats(schema: Any) -> bool:
 
 
 def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, BaseModel):
+        extra = value.__pydantic_extra__
+        return _any_non_finite(vars(value).values()) or bool(
+            extra and _any_non_finite(extra.values())
+        )
     if isinstance(value, float):
         return not math.isfinite(value)
     if type(value) in _ATOMS:
         return False
-    if isinstance(value, BaseModel):
-        return _any_non_finite(_fields_of(value))
     if isinstance(value, _COLLECTIONS):
         return _any_non_finite(value)
     if isinstance(value, Mapping):
@@ -290,8 +293,6 @@ def _has_non_finite(value: Any) -> bool:
 
 
 def _fields_of(value: Any) -> list[Any]:
-    if isinstance(value, BaseModel):
-        return [*vars(value).values(), *(value.model_extra or {}).values()]
     if is_dataclass(value):
         return [getattr(value, field.name, None) for field in fields(value)]
     return []

@@ -201,8 +201,13 @@ class Exchange:
         self, status: int, headers: list[tuple[bytes, bytes]], body: bytes
     ) -> list[tuple[bytes, bytes]]:
         """Note a whole answer that somebody else sends, and give all headers that it is to have."""
-        headers = self._begin_answer(status, headers)
-        self._note_body(body)
+        if self.keeps_payloads:
+            headers = self._begin_answer(status, headers)
+            self._note_body(body)
+        else:
+            self._status = status
+            self._bytes_out = len(body)
+            headers = self._completed(headers)
         self._took_s = time.perf_counter() - self._started
         return headers
 
@@ -210,9 +215,12 @@ class Exchange:
         self, status: int, headers: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]]:
         self._status = status
-        headers.append(self.id_header)
         self._is_stream = _EVENT_STREAM in headers
         self.keeps_payloads &= self._is_stream or _JSON in headers
+        return self._completed(headers)
+
+    def _completed(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        headers.append(self.id_header)
         if self.headers:
             headers += [header for header in self.headers if header not in headers]
         if self.job is not None:

@@ -115,18 +115,22 @@ class GatheredHistogram(Histogram):
         write_gathered()
         return super().collect()
 
-    def observe_all(self, amounts: Sequence[float]) -> None:
+    def observe_all(self, amounts: Sequence[float], *, unit_s: float = 1.0) -> None:
         """
         Observe each of them. Any thread.
 
         Args:
             amounts: Numbers, none of which is NaN.
+            unit_s: What they are multiples of.
         """
         if len(amounts) <= 1:
             for amount in amounts:
-                self.observe(amount)
+                self.observe(amount * unit_s)
             return
-        self._sum.inc(sum(amounts))
-        places = map(partial(bisect_left, self._upper_bounds), amounts)
+        self._sum.inc(sum(amounts) * unit_s)
+        bounds = self._upper_bounds
+        if unit_s != 1.0:
+            bounds = [round(bound / unit_s, 9) for bound in bounds]
+        places = map(partial(bisect_left, bounds), amounts)
         for place, n in Counts(places).items():
             self._buckets[place].inc(n)

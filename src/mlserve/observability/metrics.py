@@ -56,6 +56,7 @@ _Facts = tuple[Any, ...]
 _facts_of = itemgetter(
     "status", "code", "total_ms", "batch_size", "chunks", *(f"{stage}_ms" for stage in _STAGES)
 )
+_stages_of = itemgetter(slice(5, None))
 
 REQUESTS = GatheredCounter(
     "mlserve_requests", "Requests that have their answer, by its code.", (*_MODEL, "code")
@@ -212,10 +213,14 @@ class ModelMetrics:
             if status in _NO_ROOM:
                 REJECTED.labels(*self._labels, code or _OK).inc(n)
                 answered = [facts for facts in answered if facts[0] != status]
-        self._duration.observe_all([facts[2] / 1e3 for facts in answered])
-        begun = [facts[5:] for facts in answered if facts[3] or facts[4]]
-        for histogram, column in zip(self._stages, zip(*begun, strict=True), strict=False):
-            histogram.observe_all([took_ms / 1e3 for took_ms in column if took_ms])
+        if not answered:
+            return
+        _, _, totals_ms, sizes, *_ = zip(*answered, strict=True)
+        self._duration.observe_all(totals_ms, unit_s=1e-3)
+        if 0 in sizes:  # such as those whose input was wrong
+            answered = [facts for facts in answered if facts[3] or facts[4]]
+        for stage, took_ms in zip(self._stages, zip(*map(_stages_of, answered)), strict=False):
+            stage.observe_all(list(filter(None, took_ms)), unit_s=1e-3)
 
     def __repr__(self) -> str:
         return f"<ModelMetrics {'/'.join(self._labels)}>"

@@ -8,7 +8,7 @@ request is kept until it is answered, and sent elsewhere if its replica ends.
 import asyncio
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from mlserve.batching.admission import Admission
@@ -113,6 +113,11 @@ class RemoteLane:
     def reason(self) -> str | None:
         """Why the last replica was lost, for `/ready`; never an exception's text."""
         return self._status.reason
+
+    @property
+    def jobs(self) -> Collection[Job]:
+        """What is in flight of this process."""
+        return self._tickets.keys()
 
     @property
     def is_crowded(self) -> bool:

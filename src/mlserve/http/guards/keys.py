@@ -25,6 +25,7 @@ _BEARER = HTTPBearer(auto_error=False, description="An API key as `Authorization
 _HEADER = APIKeyHeader(
     name="X-API-Key", auto_error=False, description="An API key in a header of its own."
 )
+_HEADER_NAME = b"x-api-key"
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _MISSING = "Send an API key, as `Authorization: Bearer …` or as `X-API-Key`."
 _WRONG = "The API key is wrong."
@@ -112,17 +113,16 @@ def _no_keys() -> tuple[Key, ...]:
 
 def _credential_of(headers: list[tuple[bytes, bytes]]) -> bytes | None:
     """Give the one key of a request, as the bytes that were sent; `None` where it has none."""
-    names = list(map(_name_of_header, headers))
-    for name in (b"x-api-key", b"authorization"):
-        if name not in names:
-            continue
-        if names.count(name) > 1:
-            return b""  # which of them was meant, nobody knows: it is no key
-        value = headers[names.index(name)][1].strip()
-        if name == b"authorization":
-            scheme, _, value = value.partition(b" ")
-            if scheme.lower() != b"bearer":
-                return None
-            value = value.strip()
-        return value if len(value) <= LONGEST else b""
-    return None
+    given = dict(headers)
+    name = _HEADER_NAME if _HEADER_NAME in given else b"authorization"
+    value = given.get(name)
+    if value is None:
+        return None
+    if len(given) < len(headers) and list(map(_name_of_header, headers)).count(name) > 1:
+        return b""  # which of them was meant, nobody knows: it is no key
+    if name is not _HEADER_NAME:
+        scheme, _, value = value.strip().partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    value = value.strip()
+    return value if len(value) <= LONGEST else b""
