@@ -19,6 +19,7 @@ from mlserve.loadtest.summary import Percentiles, summarised
 __all__ = ["Figures", "has_settled", "measured"]
 
 _PATIENCE_S = 1.0
+_N_READY = 512
 _HANGS_S = 60.0
 _WARM_UP_CLIENTS = 16
 
@@ -78,6 +79,8 @@ def measured(
             uvloop.run(load.open(cell.per_s, random.Random(seed)))
     except TimeoutError:
         raise FailedError(f"no longer answers with {cell.name}") from None
+    finally:
+        gc.enable()
     took = load.took
     summary = summarised(load.answers, took.wall_s, n_unsent=load.n_unsent, slo_s=cell.slo_s)
     n_good = round(summary.per_s * took.wall_s)
@@ -159,15 +162,19 @@ class _Load:
         _tidy()
         before = _Spent.by_now(self._running)
         note = self.answers.append
-        self.n_unsent = await open_loop(self._target, per_s, self._seconds, note, dice, _PATIENCE_S)
+        self.n_unsent = await open_loop(
+            self._target, per_s, self._seconds, note, dice, _PATIENCE_S, _N_READY
+        )
         spent = before.until(_Spent.by_now(self._running))
         # What came late counts for the seconds in which it was asked for.
         self.took = replace(spent, wall_s=self._seconds)
 
 
 def _tidy() -> None:
+    """Collect now, and not amid the load: this process would be late for what is due then."""
     gc.collect()
     gc.freeze()
+    gc.disable()
 
 
 def _ignore(answer: Answer) -> None:

@@ -59,6 +59,7 @@ async def open_loop(
     note: Note,
     dice: random.Random,
     patience_s: float | None = None,
+    n_ready: int = 0,
 ) -> int:
     """
     Send requests at random times (Poisson), however the server fares.
@@ -71,11 +72,14 @@ async def open_loop(
         dice: Gives the times.
         patience_s: How long the last answers are waited for, in seconds; what has not come by then
             is lost. `None` = until they are there.
+        n_ready: How many connections are there before, as a client has them that keeps a pool;
+            more are opened when they are needed.
 
     Returns:
         How many requests could not be sent, since all connections were waiting for answers.
     """
     sender = _Sender(target, note)
+    await sender.connect(n_ready)
     due_at = time.perf_counter()
     until = due_at + seconds
     while (due_at := due_at + dice.expovariate(per_s)) < until:
@@ -97,6 +101,14 @@ class _Sender:
         self._idle: deque[Connection] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._n_open = 0
+
+    async def connect(self, n: int) -> None:
+        """Open connections before the first request is due; those that fail are tried later."""
+        opened = await asyncio.gather(
+            *(Connection.open(self._target) for _ in range(n)), return_exceptions=True
+        )
+        self._idle.extend(found for found in opened if isinstance(found, Connection))
+        self._n_open += len(self._idle)
 
     def send(self, due_at: float) -> None:
         while self._idle and self._idle[-1].is_lost:
