@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.processes import frames
-from mlserve.processes.frames import Buffer, Decoder, Message, WireError, encode, pack
+from mlserve.processes.frames import Buffer, Decoder, Message, WireError, encode, pack, unpack
 
 HEADER_BYTES = 16
 LARGE = 70_000
@@ -38,7 +38,7 @@ def feed(decoder: Decoder, data: bytes) -> list[Message]:
 
 
 def unpacked(messages: list[Message]) -> list[Any]:
-    return [message[-1].unpack() for message in messages]
+    return [unpack(message[-1]) for message in messages]
 
 
 def is_same(left: Any, right: Any) -> bool:
@@ -83,7 +83,7 @@ def test_what_is_packed_is_unpacked(value: Any) -> None:
     (message,) = feed(Decoder(), joined(encode([(1, 7, pack(value))])))
 
     assert message[:2] == (1, 7)
-    assert is_same(message[2].unpack(), value)
+    assert is_same(unpack(message[2]), value)
 
 
 @given(groups=st.lists(st.lists(values, max_size=4), max_size=4), data=st.data())
@@ -110,7 +110,7 @@ def test_small_frames_may_be_cut_at_every_byte() -> None:
         decoder = Decoder()
         first, second, third = feed(decoder, sent[:cut]) + feed(decoder, sent[cut:])
 
-        assert (first, second[0], second[1].unpack(), third) == ((1, "a"), 2, [3.5], (3, None))
+        assert (first, second[0], unpack(second[1]), third) == ((1, "a"), 2, [3.5], (3, None))
 
 
 def test_a_large_frame_may_be_cut_at_every_edge() -> None:
@@ -134,7 +134,7 @@ def test_frames_are_read_byte_by_byte() -> None:
     received = [message for byte in sent for message in feed(decoder, bytes([byte]))]
 
     assert received[0] == (1, "a")
-    assert received[1][1].unpack() == {"b": 3}
+    assert unpack(received[1][1]) == {"b": 3}
 
 
 def test_frames_of_one_read_are_all_given() -> None:
@@ -168,7 +168,7 @@ def test_arrays_are_as_writable_as_they_were(size: int) -> None:
     fixed.flags.writeable = False
 
     (message,) = feed(Decoder(), joined(encode([(1, pack([writable, fixed]))])))
-    received = message[1].unpack()
+    received = unpack(message[1])
 
     assert [array.flags.writeable for array in received] == [True, False]
     received[0] += 1
@@ -182,7 +182,7 @@ def test_arrays_that_are_not_contiguous_arrive(size: int) -> None:
 
     (message,) = feed(Decoder(), joined(encode([(1, pack(value))])))
 
-    assert all(map(np.array_equal, message[1].unpack(), value))
+    assert all(map(np.array_equal, unpack(message[1]), value))
 
 
 def test_more_buffers_than_a_frame_can_hold_go_into_the_pickle(
@@ -225,9 +225,9 @@ def test_a_value_that_cannot_be_unpickled_fails_alone() -> None:
 
     first, second, third = feed(Decoder(), joined(encode(messages)))
 
-    assert (first[1].unpack(), third[1].unpack()) == ("a", "b")
+    assert (unpack(first[1]), unpack(third[1])) == ("a", "b")
     with pytest.raises(ValueError, match="no number"):
-        second[1].unpack()
+        unpack(second[1])
 
 
 @given(position=st.integers(0, HEADER_BYTES + 8 - 1), flipped=st.integers(1, 255))

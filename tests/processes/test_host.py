@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.http.waiting import until
 from tests.processes.hosting import Scene, play
 
 from mlserve.processes.watched import HostedJob
@@ -114,24 +115,23 @@ def test_the_board_knows_of_answers_when_they_are_sent() -> None:
         first, _ = scene.take(), scene.take()
         await scene.settle()
         scene.answer(first)
-        scene.lane.batcher.n_batches += 1
         scene.host.flush()
-        assert (row.held, row.running, row.batches) == (1, 1, 1)
+        assert (row.held, row.running, row.answered) == (1, 1, 1)
 
     play(script)
 
 
-def test_the_board_knows_of_a_batch_that_was_split_once_it_is_accounted_for() -> None:
+def test_the_board_knows_of_batches_a_moment_later_and_at_the_end() -> None:
     async def script(scene: Scene) -> None:
         row, batcher = scene.board.replicas[0], scene.lane.batcher
-        first = scene.take()
-        await scene.settle()
-        scene.answer(first)
-        batcher.n_batches += 1
-        asyncio.get_running_loop().call_soon(setattr, batcher, "n_splits", 2)  # as batchers do
+        scene.answer(scene.take())
+        batcher.n_batches, batcher.n_splits = 1, 2
         scene.host.flush()
-        await scene.settle()
+        await asyncio.to_thread(until, lambda: row.batches == 1)
         assert (row.batches, row.splits) == (1, 2)
+        batcher.n_batches = 2
+        await scene.host.close(1.0)
+        assert row.batches == 2
 
     play(script)
 

@@ -21,7 +21,7 @@ from mlserve.job import FutureSink, Job
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Mark
 from mlserve.processes.fleet import FleetStatus, Listener
-from mlserve.processes.frames import Packed, pack
+from mlserve.processes.frames import Parcel, pack
 from mlserve.processes.lane import RemoteLane
 from mlserve.processes.wire import Link, connect
 from mlserve.testing import EchoHandler
@@ -98,7 +98,7 @@ class Scene:
         self.lane.predict(job)
         return job
 
-    def answer(self, kind: int, number: int, packed: Packed) -> None:
+    def answer(self, kind: int, number: int, packed: Parcel) -> None:
         """Have the replica answer a request."""
         self.replica.send((kind, number, (0.0, 0.0, 0.0, 0.0), 1, None, packed))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mlserve.processes import messages
+from mlserve.processes.frames import unpack
 from mlserve.processes.logs import LinkHandler, log_levels, write_record
 
 
@@ -20,7 +21,7 @@ class FakeLink:
     def send(self, message: tuple[Any, ...]) -> None:
         kind, packed = message
         assert kind == messages.LOG
-        self.sent.append(packed.unpack())
+        self.sent.append(unpack(packed))
 
 
 class Direct:

@@ -14,6 +14,7 @@ from mlserve.errors import ModelError
 from mlserve.processes import messages
 from mlserve.processes.board import Board
 from mlserve.processes.fleet import FleetStatus
+from mlserve.processes.frames import unpack
 from mlserve.processes.sharing import SharedFleet, Supervision, _Voice
 from mlserve.processes.wire import Link, connect, send_socket
 
@@ -201,7 +202,7 @@ def test_an_error_that_cannot_be_sent_arrives_as_its_text() -> None:
     class LocalError(Exception):
         pass
 
-    error = messages.pack_error(LocalError("Nobody else knows me.")).unpack()
+    error = unpack(messages.pack_error(LocalError("Nobody else knows me.")))
 
     assert isinstance(error, RuntimeError)
     assert str(error) == "LocalError: Nobody else knows me."

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import uvloop
 
-from mlserve.processes.frames import MAX_MESSAGES, Decoder, encode
-from mlserve.processes.wire import Link, Message, connect, pack
+from mlserve.processes.frames import MAX_MESSAGES, Decoder, encode, pack, unpack
+from mlserve.processes.wire import Link, Message, connect
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 WAIT_S = 10
@@ -147,7 +147,7 @@ def test_both_ends_talk_at_the_same_time(run: Run) -> None:
                 left.link.send((1, pack(np.full(2_000, number))))
                 right.link.send((1, pack(np.full(20_000, -number))))
             received = await right.until(300), await left.until(300)
-            there, back = ([message[1].unpack()[-1] for message in end] for end in received)
+            there, back = ([unpack(message[1])[-1] for message in end] for end in received)
             return there, back
 
     there, back = run(scenario())
@@ -380,7 +380,7 @@ def test_draining_sends_everything_before_it_closes(run: Run) -> None:
     first, second, last = run(scenario())
 
     assert (first, last) == ((1, "first"), (3, "last"))
-    assert np.array_equal(second[1].unpack(), array)
+    assert np.array_equal(unpack(second[1]), array)
 
 
 def test_draining_gives_up_after_its_time(run: Run) -> None:
@@ -437,7 +437,7 @@ def test_a_large_array_is_copied_once_by_both_ends_together(run: Run) -> None:
             try:
                 left.link.send((1, pack(array)))
                 await right.until(1)
-                received = right.messages.pop()[1].unpack()
+                received = unpack(right.messages.pop()[1])
                 _, peak_bytes = tracemalloc.get_traced_memory()
                 assert received[-1] == 1
                 assert received.flags.writeable
@@ -466,7 +466,7 @@ def test_long_bytes_are_copied_once_on_each_side(run: Run) -> None:
                 tracemalloc.reset_peak()
                 left.link.send((1, packed))
                 (message,) = await right.until(1)
-                assert message[1].unpack() == [value]
+                assert unpack(message[1]) == [value]
                 _, peak_bytes = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()

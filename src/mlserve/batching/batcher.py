@@ -258,7 +258,8 @@ class Batcher:
             self.cap.lower(self._size_of(report.too_large))
             self._limits = self._find_limits()
         self._returns.note_done(self._clock(), len(batch), self.cost_model.line[0])
-        self._dispatch()
+        if self._queue:
+            self._dispatch()
         self.n_batches += 1
         self.n_batched += len(batch)
         costs = list(map(_cost_of, batch))

@@ -116,7 +116,10 @@ class ReplicaPool:
     @property
     def n_running(self) -> int:
         """How many requests the replicas are at work for, whoever still waits."""
-        return sum(replica.n_running for replica in self._replicas)
+        replicas = self._replicas
+        if len(replicas) == 1:
+            return replicas[0].n_running
+        return sum(replica.n_running for replica in replicas)
 
     @property
     def is_working(self) -> bool:

@@ -18,7 +18,7 @@ from mlserve.job import Job
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import N_SLOTS, Board, Cause, Mark
-from mlserve.processes.frames import Packed, pack
+from mlserve.processes.frames import Parcel, pack, unpack
 from mlserve.processes.guest import FIRST_CREDIT
 from mlserve.processes.wire import LAST_WORDS_S, Link, connect
 from mlserve.streaming import Channel
@@ -51,10 +51,10 @@ class Ticket:
     slot: int = -1
     """Where it is marked on the board."""
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether it is answered with chunks."""
-        return self.channel is not None
+    def allow_more(self) -> None:
+        """Note that a chunk was read."""
+        if self.client is not None:
+            self.client.allow_more(self)
 
 
 class Sender(Protocol):
@@ -152,11 +152,9 @@ class ReplicaClient:
         self.tickets[number] = ticket
         self._sent[self.number] = len(self.tickets)
         flags = messages.IS_ALONE if ticket.is_alone else 0
-        if ticket.is_stream:
+        if ticket.channel is not None:
             flags |= messages.IS_STREAM
         call = job.call
-        headers = dict(call.headers) if call.headers else None
-        traced = (call.traceparent,) if call.traceparent else ()
         self._link.send(
             (
                 messages.SUBMIT,
@@ -168,9 +166,9 @@ class ReplicaClient:
                 job.timeout_s,
                 job.priority,
                 job.tenant,
-                headers,
+                dict(call.headers) if call.headers else None,
                 payload,
-                *traced,
+                call.traceparent,
             )
         )
 
@@ -257,7 +255,7 @@ class ReplicaClient:
         job = ticket.job
         packed = _note_times(job, facts)
         try:
-            value = packed.unpack()
+            value = unpack(packed)
         except Exception as exc:
             logger.error("response.unpack.failed", exc_info=exc, extra={"model": self._model})
             job.fail(ModelError("The model's response cannot enter this process."))
@@ -265,7 +263,7 @@ class ReplicaClient:
             job.result(value)
 
     def _take_chunk(
-        self, number: int, packed: Packed, tokens: Mapping[str, int] | None = None
+        self, number: int, packed: Parcel, tokens: Mapping[str, int] | None = None
     ) -> None:
         ticket = self.tickets.get(number)
         if ticket is None or ticket.channel is None:
@@ -274,7 +272,7 @@ class ReplicaClient:
         if tokens is not None:
             ticket.job.call.annotations.update(tokens)
         try:
-            chunk = packed.unpack()
+            chunk = unpack(packed)
         except Exception as exc:
             logger.error("chunk.unpack.failed", exc_info=exc, extra={"model": self._model})
             self.cancel(ticket)
@@ -292,7 +290,7 @@ class ReplicaClient:
             return
         packed = _note_times(ticket.job, facts)
         try:
-            error = packed.unpack()
+            error = unpack(packed)
         except Exception as exc:
             logger.error("error.unpack.failed", exc_info=exc, extra={"model": self._model})
             error = ModelError()
@@ -318,7 +316,7 @@ def _note_times(job: Job, facts: tuple[Any, ...]) -> Any:
     times.batch_size = batch_size
     if annotations is not None:
         try:
-            job.call.annotations.update(annotations.unpack())
+            job.call.annotations.update(unpack(annotations))
         except Exception:
             logger.exception("annotations.unpack.failed")
     return packed

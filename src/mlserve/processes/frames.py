@@ -21,13 +21,15 @@ __all__ = [
     "Decoder",
     "Message",
     "Packed",
+    "Parcel",
     "WireError",
     "encode",
     "pack",
+    "unpack",
 ]
 
 Message = tuple[Any, ...]
-"""A plain tuple: its kind, a small int, and what belongs to it; a user's objects are `Packed`."""
+"""A plain tuple: its kind, a small int, and what belongs to it; a user's objects are packed."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -43,8 +45,13 @@ _MAGIC = 0x4D4C5731
 # The magic number and a checksum of what follows; how many buffers there are and how many bytes
 # the pickle has. The sizes of the buffers come next.
 _PAIR = struct.Struct("<II")
+_HEAD = struct.Struct("<IIII")
 _SIZE_BYTES = 8
 _NOTHING = memoryview(b"")
+
+
+_Wanted = tuple[int, bool]
+"""How many bytes come next, and whether a frame begins with them."""
 
 
 class WireError(ConnectionError):
@@ -53,7 +60,7 @@ class WireError(ConnectionError):
 
 class Packed:
     """
-    A value in its own pickle, so that it can fail alone; made by `pack`.
+    A value in its own pickle with large parts beside it; made by `pack`.
 
     It may be sent several times. What it holds of the value's memory must not change until then.
     """
@@ -65,25 +72,36 @@ class Packed:
         self._buffers = buffers
 
     def unpack(self) -> Any:
-        """
-        Give the value; arrays stand in the memory that was received, so call it once.
-
-        Raises:
-            Exception: What pickle, or a class of the value, raised.
-        """
+        """Give the value, as `unpack` does."""
         return pickle.loads(self._data, buffers=self._buffers)  # noqa: S301 - from ourselves
 
     def __reduce__(self) -> tuple[Any, ...]:
         data = self._data
         if len(data) > _LARGE_BYTES:
             return Packed, (pickle.PickleBuffer(data), self._out_of_band())
-        return Packed, (data, self._out_of_band() if self._buffers else ())
+        return Packed, (data, self._out_of_band())
 
     def _out_of_band(self) -> tuple[pickle.PickleBuffer, ...]:
         return tuple(pickle.PickleBuffer(buffer) for buffer in self._buffers)
 
 
-def pack(value: Any) -> Packed:
+Parcel = bytes | Packed
+"""A value in its own pickle, so that it can fail alone: mostly nothing but that."""
+
+
+def unpack(parcel: Parcel) -> Any:
+    """
+    Give a value; arrays stand in the memory that was received, so call it once.
+
+    Raises:
+        Exception: What pickle, or a class of the value, raised.
+    """
+    if type(parcel) is bytes:
+        return pickle.loads(parcel)  # noqa: S301 - from ourselves
+    return parcel.unpack()
+
+
+def pack(value: Any) -> Parcel:
     """
     Pickle a value, without copying its large arrays; pure.
 
@@ -101,6 +119,8 @@ def pack(value: Any) -> Packed:
         return False
 
     data = pickle.dumps(value, protocol=5, buffer_callback=is_kept)
+    if not buffers and len(data) <= _LARGE_BYTES:
+        return data
     return Packed(data, tuple(buffers))
 
 
@@ -112,7 +132,7 @@ def encode(messages: list[Message]) -> list[Buffer]:
         messages: At most `MAX_MESSAGES`.
 
     Raises:
-        Exception: What pickle raised for an item that is not `Packed`.
+        Exception: What pickle raised for an item that is not packed.
     """
     buffers: list[pickle.PickleBuffer] = []
     # `append` gives None: no buffer is taken into the pickle.
@@ -143,7 +163,7 @@ class Decoder:
         self._missing = _NOTHING
         self._messages: list[Message] = []
         self._frames = _read_frames(self._messages)
-        self._wanted_bytes = next(self._frames)
+        self._wanted_bytes, self._is_between = next(self._frames)
 
     def buffer(self) -> memoryview:
         """Give the memory that the socket is to fill next; never empty."""
@@ -161,12 +181,14 @@ class Decoder:
         """
         if self._part is None:
             self._end += n_bytes
+            if self._is_between and self._take_whole():
+                return
         else:
             self._missing = self._missing[n_bytes:]
             if self._missing:
                 return
             part, self._part, self._missing = self._part, None, _NOTHING
-            self._wanted_bytes = self._frames.send(part)
+            self._wanted_bytes, self._is_between = self._frames.send(part)
         self._parse()
 
     def take(self) -> list[Message]:
@@ -175,11 +197,25 @@ class Decoder:
         self._messages.clear()
         return messages
 
+    def _take_whole(self) -> bool:
+        """Read what was gathered if it is one small frame, as nearly always; say whether it is."""
+        if self._end < _HEAD.size:
+            return False
+        magic, checksum, n_buffers, data_bytes = _HEAD.unpack_from(self._gathered)
+        if n_buffers or self._end != _HEAD.size + data_bytes or magic != _MAGIC:
+            return False
+        if zlib.crc32(self._gathered[_PAIR.size : _HEAD.size]) != checksum:
+            return False
+        end, self._end = self._end, 0
+        self._messages += _unpickled(self._gathered[_HEAD.size : end], [])
+        return True
+
     def _parse(self) -> None:
         """Hand over the parts that were gathered, and make room for the next one."""
         while (n_bytes := self._end - self._begin) >= self._wanted_bytes:
             begin, self._begin = self._begin, self._begin + self._wanted_bytes
-            self._wanted_bytes = self._frames.send(self._gathered[begin : self._begin])
+            found = self._gathered[begin : self._begin]
+            self._wanted_bytes, self._is_between = self._frames.send(found)
         rest = self._gathered[self._begin : self._end]
         if self._wanted_bytes > _LARGE_BYTES:
             self._part = bytearray(self._wanted_bytes)
@@ -193,14 +229,14 @@ class Decoder:
 
 # Not a method: a generator that holds its decoder would leave both, and what was received, to the
 # garbage collector, which seldom comes.
-def _read_frames(into: list[Message]) -> Generator[int, Buffer, None]:
+def _read_frames(into: list[Message]) -> Generator[_Wanted, Buffer, None]:
     """Ask for the bytes of the next part; it is valid until the one after is asked for."""
     while True:
         into += yield from _read_frame()
 
 
-def _read_frame() -> Generator[int, Buffer, list[Message]]:
-    header = yield 2 * _PAIR.size
+def _read_frame() -> Generator[_Wanted, Buffer, list[Message]]:
+    header = yield _HEAD.size, True
     magic, checksum = _PAIR.unpack_from(header)
     n_buffers, data_bytes = _PAIR.unpack_from(header, _PAIR.size)
     if magic != _MAGIC or n_buffers > _MAX_BUFFERS:
@@ -208,18 +244,22 @@ def _read_frame() -> Generator[int, Buffer, list[Message]]:
     computed = zlib.crc32(header[_PAIR.size :])
     sizes: tuple[int, ...] = ()
     if n_buffers:
-        table = yield n_buffers * _SIZE_BYTES
+        table = yield n_buffers * _SIZE_BYTES, False
         computed = zlib.crc32(table, computed)
         sizes = struct.unpack(f"<{n_buffers}Q", table)
     if computed != checksum:
         raise WireError("The header of a frame does not match its checksum.")
-    data = yield data_bytes
+    data = yield data_bytes, False
     if n_buffers and isinstance(data, memoryview):
         data = bytes(data)
     buffers: list[Buffer] = []
     for size in sizes:
-        part = yield size
+        part = yield size, False
         buffers.append(part if isinstance(part, bytearray) else bytearray(part))
+    return _unpickled(data, buffers)
+
+
+def _unpickled(data: Buffer, buffers: list[Buffer]) -> list[Message]:
     try:
         return cast("list[Message]", pickle.loads(data, buffers=buffers))  # noqa: S301 - our own
     except Exception as exc:

@@ -15,7 +15,7 @@ from mlserve.observability.access_log import tokens_of_all
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Mark
-from mlserve.processes.frames import Packed, pack
+from mlserve.processes.frames import Parcel, pack, unpack
 from mlserve.processes.watched import HostedJob
 from mlserve.processes.wire import Link
 from mlserve.streaming import Channel, ChannelClosed, ChannelSink
@@ -147,7 +147,7 @@ class Guest:
         priority: int,
         tenant: str | None,
         headers: dict[str, str] | None,
-        payload: Packed,
+        payload: Parcel,
         traceparent: str | None = None,
     ) -> None:
         call = Call(request_id, headers=headers or NO_HEADERS)
@@ -168,7 +168,7 @@ class Guest:
         self._marked[slot] = number
         self._marks[slot] = Mark.WAITING  # a hook may have run on for who had it last
         try:
-            job.payload = payload.unpack()
+            job.payload = unpack(payload)
         except Exception:
             logger.exception("request.unpack.failed", extra={"request_id": request_id})
             self._end(job, None, ModelError())

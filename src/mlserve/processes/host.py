@@ -22,6 +22,7 @@ __all__ = ["Host"]
 
 _COUNTS = ("batches", "batched", "splits", "out_of_memory")
 _SLACK_S = 1.0
+_COUNTED_S = 0.02
 
 
 class Host:
@@ -50,8 +51,7 @@ class Host:
         # What was counted here by the processes before this one.
         self._before = {name: getattr(self._row, name) for name in _COUNTS}
         self._n_before = self._row.answered
-        # What of the counts here is on the board, and from how many batches was learned.
-        self._done = (0, 0, 0, 0)
+        self._counting: asyncio.TimerHandle | None = None
         # Requests that are run with nothing beside them; the others wait meanwhile.
         self._alone: deque[HostedJob] = deque()
         self._others: deque[HostedJob] = deque()
@@ -89,11 +89,13 @@ class Host:
         self._note()
         for guest in self._guests:
             guest.link.flush()
-        self.note_soon()  # once the batch is accounted for
+        if self._counting is None:  # what nobody waits for, once for many batches
+            self._counting = asyncio.get_running_loop().call_later(_COUNTED_S, self._note_counts)
 
     async def close(self, timeout_s: float) -> None:
         """Send what is answered, and hang up."""
         await self.tasks.close()
+        self._note_counts()
         guests = list(self._guests)
         await asyncio.gather(*(guest.link.drain_and_close(timeout_s) for guest in guests))
 
@@ -130,14 +132,16 @@ class Host:
         if self._streams or row.streams:
             row.streams = sum(job.stage == "stream" for job in self._streams)
         row.answered = self._n_before + self.n_answered
-        batcher = lane.batcher
-        counts = batcher.n_batches, batcher.n_splits, batcher.n_out_of_memory
-        done = *counts, batcher.cost_model.n_observed
-        if done != self._done:
-            self._done = done
-            for name in _COUNTS:
-                setattr(row, name, self._before[name] + getattr(batcher, f"n_{name}"))
-            row.publish_cost(batcher.cost_model)
+
+    def _note_counts(self) -> None:
+        """Write to the board what batches there were, and what they have taught."""
+        if self._counting is not None:
+            self._counting.cancel()
+            self._counting = None
+        row, batcher = self._row, self.lane.batcher
+        for name in _COUNTS:
+            setattr(row, name, self._before[name] + getattr(batcher, f"n_{name}"))
+        row.publish_cost(batcher.cost_model)
 
     def take(self, job: HostedJob) -> None:
         """Begin a request, unless it or another has to run alone."""

@@ -19,6 +19,7 @@ from mlserve.lifecycle import UNLOAD_S
 from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board, Cause
+from mlserve.processes.frames import unpack
 from mlserve.processes.logs import write_record
 from mlserve.processes.process import ChildProcess
 from mlserve.settings import Restart
@@ -322,7 +323,7 @@ class Keeper:
 
     def _write(self, packed: Any) -> None:
         try:
-            write_record(packed.unpack())
+            write_record(unpack(packed))
         except Exception:  # it holds what only the replica can make
             logger.exception("replica.log.unreadable", extra=self._about)
 
@@ -330,7 +331,7 @@ class Keeper:
         if self._loaded.done():
             return
         try:
-            error = packed.unpack()
+            error = unpack(packed)
         except Exception:  # noqa: BLE001 - it is of a module that only the replica finds
             error = RuntimeError("The process of a replica raised what cannot enter this one.")
         failed = _LoadError()

@@ -85,6 +85,8 @@ class RemoteLane:
             spec.name, max_queue_size, limits.timeout_s, spec.batching.max_size
         )
         self._learned_from: tuple[int, int] | None = None
+        self._n_roomy = 0  # with fewer waiting, whoever comes is admitted
+        self._has_priorities = limits.priorities
         self._clients: dict[int, ReplicaClient] = {}
         # The last process of each number, which may not be connected yet, or have ended.
         self._newest: dict[int, ReplicaClient] = {}
@@ -122,9 +124,7 @@ class RemoteLane:
     @property
     def is_crowded(self) -> bool:
         """Whether a request may be refused: at least a batch waits."""
-        return self._board.n_waiting() >= min(
-            self._spec.batching.max_size, self._admission.capacity
-        )
+        return self._board.n_waiting() >= self._n_roomy
 
     async def start(self, on_warming: Callable[[], None], timeout_s: float | None) -> int:
         """
@@ -144,7 +144,7 @@ class RemoteLane:
         self._on_warming = on_warming
         self._fleet.listen(self._index, self)
         n_examples = await self._fleet.start(timeout_s)
-        await self._connected()
+        await self._tasks.wait()  # until all connections are made
         return n_examples
 
     def watch_health(self, period_s: float) -> None:
@@ -196,19 +196,22 @@ class RemoteLane:
 
     def enter(self, job: Job, *, is_stream: bool) -> CapacityError | None:
         """Admit a job, or say why it is refused."""
-        capacity, max_size = self._admission.capacity, self._spec.batching.max_size
-        # With fewer waiting there is room for anybody, whatever has been learned.
-        if self._board.n_waiting() >= min(max_size, capacity - most_kept(capacity)):
+        # With few waiting there is room for anybody, whatever has been learned.
+        if self._board.n_waiting() >= self._n_roomy:
             error = self.refusal_of(job, is_stream=is_stream)
             if error is not None:
                 return error
+        if not self._tickets:
+            self._idle.clear()
         self._tickets[job] = Ticket(job)
         self._shares.enter(job.tenant)
-        self._row.requests += 1
-        self._row.in_flight += 1
-        self._row.by_priority[job.priority] += 1
-        self._row.streams += is_stream
-        self._idle.clear()
+        row = self._row
+        row.requests += 1
+        row.in_flight = len(self._tickets)
+        if self._has_priorities:
+            row.by_priority[job.priority] += 1
+        if is_stream:
+            row.streams += 1
         return None
 
     def predict(self, job: Job) -> None:
@@ -219,26 +222,24 @@ class RemoteLane:
         """Send a job that was admitted; the channel gets its chunks."""
         ticket = self._tickets[job]
         ticket.channel = channel
-        channel.on_taken = lambda: self._allow_more(ticket)
+        channel.on_taken = ticket.allow_more
         self.send_again(ticket)
 
     def forget(self, job: Job) -> None:
         """Take back a job that nobody waits for."""
         if (ticket := self._tickets.get(job)) is not None:
-            if ticket.client is not None:
-                ticket.client.cancel(ticket)
-            else:
-                self._held.pop(ticket, None)
+            self._take_back(ticket)
 
     def leave(self, job: Job) -> None:
         """Forget a job that has its answer, or whose caller has left."""
-        self.forget(job)
         if (ticket := self._tickets.pop(job, None)) is not None:
+            self._take_back(ticket)
             self._shares.leave(job.tenant)
-            self._row.in_flight -= 1
-            self._row.by_priority[job.priority] -= 1
-            self._row.streams -= ticket.is_stream
+            self._row.in_flight = len(self._tickets)
+            if self._has_priorities:
+                self._row.by_priority[job.priority] -= 1
             if ticket.channel is not None:
+                self._row.streams -= 1
                 ticket.channel.on_taken = None  # which holds the ticket
         if not self._tickets:
             self._idle.set()
@@ -351,12 +352,20 @@ class RemoteLane:
         else:
             ticket.job.fail(ModelFailedError(self._spec.name, self.reason or "it broke down"))
 
+    def _take_back(self, ticket: Ticket) -> None:
+        if ticket.client is not None:
+            ticket.client.cancel(ticket)
+        elif self._held:
+            self._held.pop(ticket, None)
+
     def _learn(self) -> None:
         """Look at what batches cost, which other processes may have found out."""
         state = self._board.n_observed(), self.n_serving
         if state != self._learned_from:
             self._learned_from = state
             self._admission.learn(self._board.learned_cost(), max(1, self.n_serving))
+            capacity = self._admission.capacity
+            self._n_roomy = min(self._spec.batching.max_size, capacity - most_kept(capacity))
 
     @property
     def _may_wait(self) -> bool:
@@ -378,20 +387,12 @@ class RemoteLane:
             return free[0] if free else None
         return min(free, key=lambda client: self._board.load(client.number))
 
-    def _allow_more(self, ticket: Ticket) -> None:
-        if ticket.client is not None:
-            ticket.client.allow_more(ticket)
-
     async def _connect(
         self, client: ReplicaClient, sock: socket.socket, previous: ReplicaClient | None
     ) -> None:
         await client.connect(sock, previous)
         self._clients[client.number] = client
         self._on_change()
-
-    async def _connected(self) -> None:
-        """Wait until all connections are made."""
-        await self._tasks.wait()
 
     def __repr__(self) -> str:
         return f"<RemoteLane {len(self._tickets)} requests, {self.n_serving} replicas serve>"

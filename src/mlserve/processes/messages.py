@@ -8,7 +8,7 @@ HTTP process numbers its requests.
 from typing import Final
 
 from mlserve.observability.loggers import get_logger
-from mlserve.processes.frames import Packed, pack
+from mlserve.processes.frames import Parcel, pack, unpack
 
 __all__ = [
     "BEAT",
@@ -133,7 +133,7 @@ IS_ALONE: Final = 2
 """Run nothing else beside it: it may be what ended another process."""
 
 
-def pack_error(error: BaseException, instead: Exception | None = None) -> Packed:
+def pack_error(error: BaseException, instead: Exception | None = None) -> Parcel:
     """
     Pack an exception so that it comes back as what it is.
 
@@ -143,7 +143,7 @@ def pack_error(error: BaseException, instead: Exception | None = None) -> Packed
     """
     try:
         packed = pack(error)
-        packed.unpack()  # one with a constructor of its own may not come back
+        unpack(packed)  # one with a constructor of its own may not come back
     except Exception as exc:  # whatever is wrong with it
         logger.warning("error.pack.failed", exc_info=exc)
         packed = pack(instead or RuntimeError(f"{type(error).__name__}: {error}"))

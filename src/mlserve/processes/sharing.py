@@ -18,6 +18,7 @@ from mlserve.observability.loggers import get_logger
 from mlserve.processes import messages
 from mlserve.processes.board import Board
 from mlserve.processes.fleet import Fleet, FleetStatus, Listener
+from mlserve.processes.frames import unpack
 from mlserve.processes.parent import end_at_once
 from mlserve.processes.process import ChildProcess
 from mlserve.processes.wire import LAST_WORDS_S, Link, connect, recv_socket
@@ -226,7 +227,7 @@ class SharedFleet:
         elif kind == messages.STARTED:
             self._started.set_result(facts[0])
         elif kind == messages.NOT_STARTED:
-            self._started.set_exception(facts[0].unpack())
+            self._started.set_exception(unpack(facts[0]))
 
     def __repr__(self) -> str:
         return f"<SharedFleet [{'in use' if self._listener is not None else 'closed'}]>"

@@ -20,20 +20,16 @@ from mlserve.processes.frames import (
     Buffer,
     Decoder,
     Message,
-    Packed,
     WireError,
     encode,
-    pack,
 )
 
 __all__ = [
     "LAST_WORDS_S",
     "Link",
     "Message",
-    "Packed",
     "WireError",
     "connect",
-    "pack",
     "recv_socket",
     "send_socket",
 ]
@@ -98,7 +94,7 @@ class Link(asyncio.BufferedProtocol):
         Send a message with all others of this turn of the event loop.
 
         It never blocks and keeps what cannot be sent yet; on a closed link it does nothing. A
-        message that cannot be pickled is logged and lost: what may fail is to be `Packed`.
+        message that cannot be pickled is logged and lost: what may fail is to be packed.
         """
         if self._closing:
             return
@@ -110,6 +106,8 @@ class Link(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Send now what was gathered, as far as the link is not congested."""
+        if not (self._pending or self._unsent or self._closing):
+            return
         transport = self._transport
         while transport is not None and not self._paused and not transport.is_closing():
             if self._unsent:
