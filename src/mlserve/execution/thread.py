@@ -308,6 +308,11 @@ class ThreadReplica:
         done: Callable[[BatchReport], None],
         n_next: int = 0,
     ) -> None:
+        self._note_inferred(batch, report, n_next)
+        self._report(report, done)
+        self._beside.finish(batch, outcomes)
+
+    def _note_inferred(self, batch: list[Job], report: BatchReport, n_next: int) -> None:
         self.n_in_batch = n_next
         infer_at, infer_s = report.infer_at, report.infer_s
         for job in batch:
@@ -315,12 +320,14 @@ class ThreadReplica:
             times.infer_at = infer_at
             times.infer_s = infer_s
             job.stage = "postprocess"
+
+    def _report(self, report: BatchReport, done: Callable[[BatchReport], None]) -> None:
+        """Say what became of a batch, whereupon the next one begins."""
         try:
             self._on_report(self, report)
             done(report)
         except Exception:  # the answers must follow whatever happens
             logger.exception("batch.dispatch.failed", extra={"model": self.context.name})
-        self._beside.finish(batch, outcomes)
 
     def _stepped(self, done: Callable[[], None], entry: Entry, error: MLServeError | None) -> None:
         self.n_streams -= 1

@@ -282,8 +282,14 @@ class WatchedReplica(ThreadReplica):
         done: Callable[[BatchReport], None],
         n_next: int = 0,
     ) -> None:
-        super()._inferred(batch, outcomes, report, done, n_next)
+        self._note_inferred(batch, report, n_next)
+        is_lone = len(batch) == 1
+        if not is_lone:  # what waits is to begin before many are answered
+            self._report(report, done)
+        self._beside.finish(batch, outcomes)
         self.on_answered()
+        if is_lone:
+            self._report(report, done)
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, done: Callable[[], None]) -> None:
         """Run a stream, as in any thread replica."""
