@@ -25,6 +25,7 @@ BOUNDED = (
     "mlserve, alone",
     "mlserve, 32 at once",
     "mlserve with keys, 32 at once",
+    "mlserve, refused",
     "mlserve async, alone",
     "mlserve, an event",
 )

@@ -108,9 +108,7 @@ class _Client:
         on_answer: Called once a whole answer is here, or with what is none.
     """
 
-    def __init__(
-        self, port: int, status: int, on_answer: Callable[[bytes | None], None]
-    ) -> None:
+    def __init__(self, port: int, status: int, on_answer: Callable[[bytes | None], None]) -> None:
         self._begins = b"HTTP/1.1 %d" % status
         self.on_event: Callable[[], None] | None = None
         self._on_answer = on_answer

@@ -382,8 +382,8 @@ class Engine:
         return {"model": self.spec.name, "version": self.spec.version}
 
     def __repr__(self) -> str:
-        life = self.lifecycle.state
-        return f"<Engine {self.spec.name}/{self.spec.version} {life}, {len(self._jobs())} in flight>"
+        life, n = self.lifecycle.state, len(self._jobs())
+        return f"<Engine {self.spec.name}/{self.spec.version} {life}, {n} in flight>"
 
 
 def _require_none(error: CapacityError | None) -> None:

@@ -13,8 +13,8 @@ from fastapi import Depends
 from tests.http.ranked import BATCH_SIZE, Ranked, key_of
 from tests.http.waiting import until
 
-from mlserve.errors import OverloadedError
 from mlserve import Limits, Model, ModelServer, Replicas, api_keys
+from mlserve.errors import OverloadedError
 from mlserve.testing import running
 
 WAIT_S = 15.0

@@ -495,7 +495,7 @@ def test_records_and_written_lines_are_written_in_their_order_and_few_at_once(
     entries = [(is_written, text.replace("\n", "")) for is_written, text in entries]
     writes: list[bytes] = []
     handler = StderrHandler(-1)
-    handler._write_all = writes.append  # type: ignore[method-assign]
+    handler._write_all = writes.append  # type: ignore[method-assign,assignment]
 
     handler.handle_all([text if is_written else record_of(text) for is_written, text in entries])
 

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.processes import frames
-from mlserve.processes.frames import Buffer, Decoder, Message, WireError, encode, pack, unpack
+from mlserve.processes.frames import (
+    Buffer,
+    Decoder,
+    Message,
+    Packed,
+    WireError,
+    encode,
+    pack,
+    unpack,
+)
 
 HEADER_BYTES = 16
 LARGE = 70_000
@@ -146,6 +155,7 @@ def test_frames_of_one_read_are_all_given() -> None:
 def test_large_data_stays_out_of_the_pickle() -> None:
     array = np.arange(LARGE, dtype="u1")
     packed = pack([array, bytes(LARGE)])
+    assert isinstance(packed, Packed)
 
     head, *buffers = [np.frombuffer(part, "u1") for part in encode([(1, packed)])]
 

@@ -7,11 +7,11 @@ log, under the same request id.
 
 import json
 import math
-from json.encoder import encode_basestring_ascii as _quoted
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from http import HTTPStatus
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError

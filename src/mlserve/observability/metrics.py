@@ -219,7 +219,9 @@ class ModelMetrics:
         self._duration.observe_all(totals_ms, unit_s=1e-3)
         if 0 in sizes:  # such as those whose input was wrong
             answered = [facts for facts in answered if facts[3] or facts[4]]
-        for stage, took_ms in zip(self._stages, zip(*map(_stages_of, answered)), strict=False):
+        for stage, took_ms in zip(
+            self._stages, zip(*map(_stages_of, answered), strict=True), strict=False
+        ):
             stage.observe_all(list(filter(None, took_ms)), unit_s=1e-3)
 
     def __repr__(self) -> str:

@@ -229,14 +229,15 @@ class ReplicaClient:
     def _receive(self, received: list[tuple[Any, ...]]) -> None:
         for message in received:
             try:
-                self._take(*message)
+                if message[0] == messages.RESULT:
+                    self._take_result(*message[1:])
+                else:
+                    self._take(*message)
             except Exception:  # one message fails alone
                 logger.exception("message.failed", extra={"model": self._model})
 
     def _take(self, kind: int, *facts: Any) -> None:
-        if kind == messages.RESULT:
-            self._take_result(*facts)
-        elif kind == messages.CHUNK:
+        if kind == messages.CHUNK:
             self._take_chunk(*facts)
         elif kind == messages.END:
             self._take_end(*facts)

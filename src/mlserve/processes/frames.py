@@ -96,7 +96,7 @@ def unpack(parcel: Parcel) -> Any:
     Raises:
         Exception: What pickle, or a class of the value, raised.
     """
-    if type(parcel) is bytes:
+    if isinstance(parcel, bytes):
         return pickle.loads(parcel)  # noqa: S301 - from ourselves
     return parcel.unpack()
 
@@ -139,8 +139,9 @@ def encode(messages: list[Message]) -> list[Buffer]:
     data = pickle.dumps(messages, protocol=5, buffer_callback=buffers.append)
     raw = [buffer.raw() for buffer in buffers]
     counts = _PAIR.pack(len(raw), len(data))
-    if raw:
-        counts += struct.pack(f"<{len(raw)}Q", *[part.nbytes for part in raw])
+    if not raw and len(data) <= _LARGE_BYTES:  # as nearly always
+        return [_PAIR.pack(_MAGIC, zlib.crc32(counts)) + counts + data]
+    counts += struct.pack(f"<{len(raw)}Q", *[part.nbytes for part in raw])
     head = _PAIR.pack(_MAGIC, zlib.crc32(counts)) + counts
     if len(data) > _LARGE_BYTES:
         return [head, data, *raw]

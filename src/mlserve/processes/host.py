@@ -68,10 +68,10 @@ class Host:
     @property
     def is_congested(self) -> bool:
         """Whether HTTP processes do not take their answers as fast as they come."""
-        guests = self._guests
-        if any(guest.holds_up for guest in guests):
-            return True
-        return bool(guests) and all(guest.link.is_congested for guest in guests)
+        congested = [guest for guest in self._guests if guest.link.is_congested]
+        if not congested:
+            return False
+        return len(congested) == len(self._guests) or any(guest.holds_up for guest in congested)
 
     async def connect(self, index: int, sock: socket.socket) -> None:
         """Take requests from an HTTP process, over a socket that leads to it."""
@@ -145,20 +145,24 @@ class Host:
 
     def take(self, job: HostedJob) -> None:
         """Begin a request, unless it or another has to run alone."""
-        (self._alone if job.is_alone else self._others).append(job)
-        self._go_on()
+        if job.is_alone or self._alone or self._others or self._runs_alone is not None:
+            (self._alone if job.is_alone else self._others).append(job)
+            self._go_on()
+        else:
+            self._begin(job)
         self.note_soon()
 
     def forget(self, job: HostedJob) -> None:
         """Drop a request that was answered, or that nobody waits for."""
         if job in self._begun:
             self._begun.discard(job)
-            self._streams.discard(job)
             self.lane.leave(job)
             if not self._begun:
                 self._answered.set()
-            if not self._streams:
-                self._streamed.set()
+            if job.is_stream:
+                self._streams.discard(job)
+                if not self._streams:
+                    self._streamed.set()
         else:
             for waiting in (self._alone, self._others):
                 with suppress(ValueError):
@@ -206,10 +210,11 @@ class Host:
             self.tasks.spawn(wait())
 
     def _begin(self, job: HostedJob) -> None:
+        if not self._begun:
+            self._answered.clear()
         self._begun.add(job)
         if job.is_stream:
             self._streams.add(job)
             self._streamed.clear()
-        self._answered.clear()
         guest: Guest = job.requester  # type: ignore[assignment]  # who else
         guest.begin(job)

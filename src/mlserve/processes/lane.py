@@ -376,6 +376,9 @@ class RemoteLane:
         return [client for client in self._clients.values() if client.takes_work]
 
     def _choose(self, ticket: Ticket) -> ReplicaClient | None:
+        if len(self._clients) == 1 and not ticket.is_alone:  # as mostly
+            (client,) = self._clients.values()
+            return client if client.takes_work else None
         free = self._takers()
         if ticket.is_alone:
             # What has ended a replica should not end another one that has more to lose.
@@ -383,9 +386,7 @@ class RemoteLane:
             left_s = ticket.job.call.remaining_s
             if fresh or (self.is_recovering and self._status.load_s < left_s / 2):
                 free = fresh
-        if len(free) <= 1:
-            return free[0] if free else None
-        return min(free, key=lambda client: self._board.load(client.number))
+        return min(free, key=lambda client: self._board.load(client.number), default=None)
 
     async def _connect(
         self, client: ReplicaClient, sock: socket.socket, previous: ReplicaClient | None

@@ -113,8 +113,7 @@ class Link(asyncio.BufferedProtocol):
             if self._unsent:
                 transport.write(self._next_part())
             elif self._pending:
-                batch = self._pending[:MAX_MESSAGES]
-                del self._pending[:MAX_MESSAGES]
+                batch, self._pending = self._pending[:MAX_MESSAGES], self._pending[MAX_MESSAGES:]
                 self._encode(batch)
             else:
                 if self._closing:
