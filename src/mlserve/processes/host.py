@@ -71,7 +71,7 @@ class Host:
         congested = [guest for guest in self._guests if guest.link.is_congested]
         if not congested:
             return False
-        return len(congested) == len(self._guests) or any(guest.holds_up for guest in congested)
+        return any(guest.holds_up for guest in congested) or len(congested) == len(self._guests)
 
     async def connect(self, index: int, sock: socket.socket) -> None:
         """Take requests from an HTTP process, over a socket that leads to it."""
