@@ -289,6 +289,15 @@ def test_a_request_cannot_be_put_without_a_place() -> None:
     assert len(queue) == 0
 
 
+def test_a_request_that_was_admitted_may_be_put_without_a_reserved_place() -> None:
+    queue = queue_of([Waiting()])
+    queue.reserve()
+
+    queue.put(Waiting(), is_reserved=False)
+
+    assert (len(queue), queue.occupied) == (2, 3)
+
+
 def test_only_what_is_as_urgent_or_more_so_is_ahead_of_a_request() -> None:
     tenants = [Waiting(priority=number % 3, tenant=f"tenant {number % 2}") for number in range(9)]
     queue = queue_of(tenants)

@@ -11,10 +11,12 @@ class _Server:
     """Answers each request with its body's length, or with nothing at all."""
 
     def __init__(self, *, is_silent: bool = False) -> None:
+        self.n_connections = 0
         self.bodies: list[bytes] = []
         self._is_silent = is_silent
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.n_connections += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -59,4 +61,33 @@ def test_an_open_loop_gives_up_what_does_not_come_in_time() -> None:
     asyncio.run(ask())
 
     assert len(answers) > 5
+    assert {answer.status for answer in answers} == {LOST}
+
+
+def test_an_open_loop_begins_with_the_connections_that_it_was_told_to_have() -> None:
+    server, answers = _Server(), list[Answer]()
+
+    async def ask() -> None:
+        listener, url = await _listening(server)
+        async with listener:
+            dice = random.Random(1)
+            await open_loop(Target(url, b"1"), 100, 0.1, answers.append, dice, n_ready=20)
+
+    asyncio.run(ask())
+
+    assert server.n_connections == 20
+    assert {answer.status for answer in answers} == {200}
+
+
+def test_an_open_loop_that_cannot_connect_before_tries_again_when_a_request_is_due() -> None:
+    answers = list[Answer]()
+
+    async def ask() -> None:
+        listener, url = await _listening(_Server())
+        listener.close()
+        await listener.wait_closed()
+        await open_loop(Target(url, b"1"), 100, 0.1, answers.append, random.Random(1), n_ready=3)
+
+    asyncio.run(ask())
+
     assert {answer.status for answer in answers} == {LOST}
