@@ -246,3 +246,32 @@ def test_priorities_and_timeouts_of_callers_are_checked(options: dict[str, Any])
             return str(await model.predict("a"))
 
     assert asyncio.run(scenario()) == "a:m->m"
+
+
+class Bare(ModelHandler[str, str]):
+    """Has no hook before `infer`."""
+
+    def infer(self, inputs: list[str]) -> list[str]:
+        return inputs
+
+
+class Preparing(Bare):
+    def preprocess(self, request: str) -> str:
+        return f"prepared {request}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answer"), [(Bare, Preparing, "prepared a"), (Preparing, Bare, "a")]
+)
+def test_the_hooks_of_the_new_handler_are_called_whichever_the_old_one_had(
+    old: type[Bare], new: type[Bare], answer: str
+) -> None:
+    server = ModelServer().add("m", old)
+
+    async def scenario() -> str:
+        async with server.started():
+            model = server.model_for("m")
+            await model.reload(new)
+            return str(await model.predict("a"))
+
+    assert asyncio.run(scenario()) == answer

@@ -13,7 +13,7 @@ from benchmarks.compare.systems import System
 from benchmarks.compare.workloads import N_EVENTS, Cell, Workload, payloads
 
 from mlserve.loadtest.connection import Answer, Target
-from mlserve.loadtest.loops import closed_loop, open_loop
+from mlserve.loadtest.loops import closed_loop, connected, open_loop
 from mlserve.loadtest.summary import Percentiles, summarised
 
 __all__ = ["Figures", "has_settled", "measured"]
@@ -159,11 +159,12 @@ class _Load:
         # Not by an open loop: what that leaves in a slow queue would be measured.
         async with asyncio.timeout(self._warm_up_s + _HANGS_S):
             await closed_loop(self._target, _WARM_UP_CLIENTS, self._warm_up_s, _ignore)
+        ready = await connected(self._target, _N_READY)
         _tidy()
         before = _Spent.by_now(self._running)
         note = self.answers.append
         self.n_unsent = await open_loop(
-            self._target, per_s, self._seconds, note, dice, _PATIENCE_S, _N_READY
+            self._target, per_s, self._seconds, note, dice, _PATIENCE_S, ready
         )
         spent = before.until(_Spent.by_now(self._running))
         # What came late counts for the seconds in which it was asked for.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mlserve.contract import Contract, read_contract
 from mlserve.errors import ConfigurationError
@@ -72,7 +73,7 @@ class ThreadPlacement:
             return ThreadReplica(make_handler(), pipeline, context, mailbox, on_report)
 
         pool = ReplicaPool(make, spec.replicas, spec.batching, self._on_change)
-        return Lane(spec, pool, self._clock)
+        return Lane(replace(spec, contract=contract), pool, self._clock)
 
     def _context(self, number: int) -> Context:
         def report(fraction: float, note: str) -> None:

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.http.answers import error_of
 from tests.http.waiting import until
 
-from mlserve import Batching, Limits, ModelHandler, ModelServer
+from mlserve import Batching, Limits, ModelHandler, ModelServer, ServerSettings
 from mlserve.http.connection import Connection
 from mlserve.http.direct import DirectPrediction
 from mlserve.http.gate import Gate
@@ -60,8 +61,9 @@ class PassOn:
         await self.app(scope, receive, send)
 
 
-def server_with(*middleware: Middleware) -> ModelServer:
-    return ModelServer(middleware=middleware).add("m", Holding, limits=Limits(max_queue_size=2))
+def server_with(*middleware: Middleware, **settings: Any) -> ModelServer:
+    server = ModelServer(middleware=middleware, settings=ServerSettings(**settings))
+    return server.add("m", Holding, limits=Limits(max_queue_size=2))
 
 
 @contextmanager
@@ -204,6 +206,37 @@ def test_a_request_behind_a_body_that_is_still_to_come_belongs_to_that_body(
         second = read_answers(connection, 1)
 
     assert (first, second) == ([b"503"], [b"200"])
+
+
+def test_a_connection_is_not_closed_for_a_body_that_came_after_its_refusal() -> None:
+    known = HEAD + b'\r\n"x"'
+    server = server_with(head_timeout_s=0.3)
+    with crowded(server, known) as client, connected(client) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        statuses = read_answers(connection, 1)
+        connection.sendall(b'"x"')
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:  # much longer than a head may take
+            connection.sendall(known)
+            statuses += read_answers(connection, 1)
+
+    assert set(statuses) == {b"503"}
+
+
+def test_a_head_is_not_learnt_together_with_the_end_of_a_body_before_it() -> None:
+    rest = b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\nfoo: "
+    whole = HEAD + b'\r\n"x"'
+    wrong = HEAD.replace(b"application/json", b"text/plain").replace(b"3", b"%d" % len(rest))
+    with running(server_with(), timeout_s=15) as client:
+        Holding.may_go.set()
+        with connected(client) as connection:
+            connection.sendall(wrong + b"\r\n")
+            assert read_answers(connection, 1) == [b"415"]
+            connection.sendall(rest + whole)
+            assert read_answers(connection, 1) == [b"200"]
+        with connected(client) as connection:
+            connection.sendall(rest + whole)
+            assert read_answers(connection, 1) == [b"400"]
 
 
 def test_the_body_of_what_was_refused_is_not_read_as_the_next_request() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,13 @@ from mlserve.contract import read_contract
 from mlserve.execution.stages import Step
 from mlserve.handler import Call, ModelHandler
 from mlserve.processes.board import Board, Mark, ReplicaRow
-from mlserve.processes.watched import HostedJob, Watch, WatchedPipeline, _TimedChannel
+from mlserve.processes.watched import (
+    HostedJob,
+    Watch,
+    WatchedPipeline,
+    WatchedReplica,
+    _TimedChannel,
+)
 from mlserve.streaming import Channel
 from mlserve.testing import FakeClock
 
@@ -228,3 +236,33 @@ def test_a_step_is_passed_on_as_it_is() -> None:
 
     assert isinstance(step, Step)
     assert step.args == (["a"],)
+
+
+def ended(*, is_awaited: bool, fails: bool = False) -> list[str]:
+    """End a batch, and say in which order what follows is done."""
+    done: list[str] = []
+
+    def finish(*_: Any) -> None:
+        done.append("answered")
+        if fails:
+            raise ValueError("A hook beside has failed.")
+
+    replica = WatchedReplica.__new__(WatchedReplica)
+    vars(replica).update(
+        _beside=SimpleNamespace(finish=finish),
+        _on_report=lambda *_: None,
+        is_awaited=lambda: is_awaited,
+        on_answered=lambda: done.append("sent"),
+    )
+    with suppress(ValueError):
+        replica._inferred([], [], BatchReport(), lambda _: done.append("reported"))
+    return done
+
+
+def test_answers_wait_for_no_account_unless_requests_wait_for_the_next_batch() -> None:
+    assert ended(is_awaited=False) == ["answered", "sent", "reported"]
+    assert ended(is_awaited=True) == ["reported", "answered", "sent"]
+
+
+def test_a_batch_is_accounted_for_also_where_its_answers_fail() -> None:
+    assert ended(is_awaited=False, fails=True) == ["answered", "reported"]

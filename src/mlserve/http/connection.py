@@ -130,13 +130,14 @@ class Connection(WireProtocol):
         found = self._door.find(data, self._own_head)
         if found is None:
             return False
-        if latest is None:  # its head was waited for
-            self._arrival.stop()
+        self._arrival.stop()  # a head was waited for where nothing came before, or a late body
         return self._repeat(*found)
 
     def _take_at_once(self, data: bytes) -> None:
         """Take a piece alone: mostly a whole request, whose head may be learnt."""
-        is_between = self._is_idle and not self._is_in_head
+        latest = self._latest
+        is_between = latest is None or (latest.response_complete and not latest.more_body)
+        is_between = is_between and not self._is_in_head
         self._entered = None
         self._take(data)
         entered, self._entered = self._entered, None

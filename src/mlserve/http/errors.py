@@ -294,6 +294,10 @@ def _as_json(answer: Failure, request_id: str) -> bytes:
     return body
 
 
+def _text(value: Any) -> str:
+    return _quoted(value) if isinstance(value, str) else _encoder.encode(value)
+
+
 def _number(value: Any) -> str:
     return float.__repr__(value) if isinstance(value, float) else _encoder.encode(value)
 
@@ -305,7 +309,7 @@ def _dump(error: dict[str, Any], detail: list[dict[str, object]] | None) -> byte
     return (
         _INFO
         % (
-            *map(_quoted, texts),
+            *map(_text, texts),
             "null" if retry_after_s is None else _number(retry_after_s),
             "null" if param is None else _quoted(param),
         )

@@ -25,11 +25,14 @@ from mlserve.observability.access_log import (
     tokens_of_all,
 )
 from mlserve.observability.listeners import Ended, Listeners
+from mlserve.observability.loggers import get_logger
 from mlserve.observability.metrics import model_metrics
 from mlserve.observability.tracing import current_span, hide_query, trace_request
 from mlserve.settings import ServerSettings
 
 __all__ = ["EXCHANGE", "REQUEST_ID", "Exchange", "headers_of", "new_request_id", "request_id_of"]
+
+logger = get_logger(__name__)
 
 EXCHANGE = "mlserve.exchange"
 """Where the scope holds the exchange of a model's route."""
@@ -269,7 +272,10 @@ class Exchange:
         if span is not None:
             times = self.job.times if self.job is not None else None
             annotations = self._annotations()
-            trace_request(span, self._line(annotations), times, annotations, self.operation)
+            try:
+                trace_request(span, self._line(annotations), times, annotations, self.operation)
+            except Exception:  # what exports them is the user's
+                logger.exception("request.trace.failed", extra={"request_id": self.request_id})
 
     def _ended(self, line: InferenceLine, annotations: Mapping[str, Any]) -> Ended:
         return Ended(

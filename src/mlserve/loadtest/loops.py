@@ -10,11 +10,11 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlserve.loadtest.connection import LOST, Answer, Connection, Target
 
-__all__ = ["closed_loop", "open_loop"]
+__all__ = ["closed_loop", "connected", "open_loop"]
 
 Note = Callable[[Answer], None]
 
@@ -59,7 +59,7 @@ async def open_loop(
     note: Note,
     dice: random.Random,
     patience_s: float | None = None,
-    n_ready: int = 0,
+    ready: Sequence[Connection] = (),
 ) -> int:
     """
     Send requests at random times (Poisson), however the server fares.
@@ -72,14 +72,13 @@ async def open_loop(
         dice: Gives the times.
         patience_s: How long the last answers are waited for, in seconds; what has not come by then
             is lost. `None` = until they are there.
-        n_ready: How many connections are there before, as a client has them that keeps a pool;
-            more are opened when they are needed.
+        ready: Connections that are there already, as a client has them that keeps a pool; more are
+            opened when they are needed.
 
     Returns:
         How many requests could not be sent, since all connections were waiting for answers.
     """
-    sender = _Sender(target, note)
-    await sender.connect(n_ready)
+    sender = _Sender(target, note, ready)
     due_at = time.perf_counter()
     until = due_at + seconds
     while (due_at := due_at + dice.expovariate(per_s)) < until:
@@ -90,25 +89,25 @@ async def open_loop(
     return sender.n_unsent
 
 
+async def connected(target: Target, n: int) -> list[Connection]:
+    """Open so many connections; those that fail are left out."""
+    opened = await asyncio.gather(
+        *(Connection.open(target) for _ in range(n)), return_exceptions=True
+    )
+    return [connection for connection in opened if isinstance(connection, Connection)]
+
+
 class _Sender:
     """Sends each request on an idle connection, or on a new one."""
 
-    def __init__(self, target: Target, note: Note) -> None:
+    def __init__(self, target: Target, note: Note, ready: Sequence[Connection]) -> None:
         self.n_unsent = 0
         self._target = target
         self._requests = target.requests()
         self._note = note
-        self._idle: deque[Connection] = deque()
+        self._idle = deque(ready)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._n_open = 0
-
-    async def connect(self, n: int) -> None:
-        """Open connections before the first request is due; those that fail are tried later."""
-        opened = await asyncio.gather(
-            *(Connection.open(self._target) for _ in range(n)), return_exceptions=True
-        )
-        self._idle.extend(found for found in opened if isinstance(found, Connection))
-        self._n_open += len(self._idle)
+        self._n_open = len(ready)
 
     def send(self, due_at: float) -> None:
         while self._idle and self._idle[-1].is_lost:

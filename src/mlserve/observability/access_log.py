@@ -165,6 +165,7 @@ class InferenceLogRecord(logging.LogRecord):
             return _as_json({**(head or {}), **facts})
 
 
+_notes_of = itemgetter(1)
 _FACTS = tuple(InferenceLine.__annotations__)
 _TEXTS = ("request_id", "model", "version", "code")
 # As `json.dumps` writes it, in a third of the time.
@@ -215,12 +216,12 @@ def log_inferences(noted: Sequence[Noted]) -> None:
     with suppress(Exception):  # a handler of the user may raise anything
         handler = _only_handler()
         formatter = handler.line_formatter() if handler is not None else None
-        if handler is None or formatter is None or any(notes for _, notes in noted):
-            for facts, annotations in noted:
-                with suppress(Exception):
-                    logger.handle(InferenceLogRecord(facts, annotations))
-        else:
+        if handler is not None and formatter is not None and not any(map(_notes_of, noted)):
             handler.take_lines(formatter.lines([facts for facts, _ in noted]))
+            return
+    for facts, annotations in noted:  # also where one of them could not be written
+        with suppress(Exception):
+            logger.handle(InferenceLogRecord(facts, annotations))
 
 
 def _only_handler() -> LineHandler | None:

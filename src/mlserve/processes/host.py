@@ -85,17 +85,22 @@ class Host:
             guest.link.send((kind,))
 
     def flush(self) -> None:
-        """Send now what was answered, as clients wait for it; the board says so before."""
+        """
+        Send now what was answered, as clients wait for it; the board says so before.
+
+        What batches there were it says a moment later: a process that is killed takes along what
+        it has counted in its last 20 ms.
+        """
         self._note()
         for guest in self._guests:
             guest.link.flush()
         if self._counting is None:  # what nobody waits for, once for many batches
-            self._counting = asyncio.get_running_loop().call_later(_COUNTED_S, self._note_counts)
+            self._counting = asyncio.get_running_loop().call_later(_COUNTED_S, self.note_counts)
 
     async def close(self, timeout_s: float) -> None:
         """Send what is answered, and hang up."""
         await self.tasks.close()
-        self._note_counts()
+        self.note_counts()
         guests = list(self._guests)
         await asyncio.gather(*(guest.link.drain_and_close(timeout_s) for guest in guests))
 
@@ -133,7 +138,7 @@ class Host:
             row.streams = sum(job.stage == "stream" for job in self._streams)
         row.answered = self._n_before + self.n_answered
 
-    def _note_counts(self) -> None:
+    def note_counts(self) -> None:
         """Write to the board what batches there were, and what they have taught."""
         if self._counting is not None:
             self._counting.cancel()

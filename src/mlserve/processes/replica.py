@@ -134,6 +134,7 @@ class ReplicaProcess:
             replica = WatchedReplica(handler, pipeline, context, self._mailbox, on_report)
             replica.watch = self._watch
             replica.is_held_up = self._is_held_up
+            replica.is_awaited = self._is_awaited
             replica.on_change = self._note
             replica.on_answered = self._send_answers
             return replica
@@ -176,6 +177,9 @@ class ReplicaProcess:
 
     def _is_held_up(self) -> bool:
         return self._host is not None and self._host.is_congested
+
+    def _is_awaited(self) -> bool:
+        return self._host is not None and self._host.lane.queue.occupied > 0
 
     def _note(self) -> None:
         if self._host is not None:
@@ -274,6 +278,8 @@ class ReplicaProcess:
 
     def _end_soon(self) -> None:
         async def end() -> None:
+            if self._host is not None:
+                self._host.note_counts()
             await self._control.drain_and_close(LAST_WORDS_S)
             os._exit(_DEVICE_BROKEN)
 

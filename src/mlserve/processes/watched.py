@@ -241,6 +241,7 @@ class WatchedReplica(ThreadReplica):
     Attributes:
         watch: Keeps the times.
         is_held_up: Whether no batch may begin now.
+        is_awaited: Whether requests wait for the end of the batch that runs.
         on_change: Called when a batch or stream has begun, or a batch has ended.
         on_answered: Called when a batch has been answered, or handed to its `postprocess`.
         All are set before the first request.
@@ -248,6 +249,7 @@ class WatchedReplica(ThreadReplica):
 
     watch: Watch
     is_held_up: Callable[[], bool]
+    is_awaited: Callable[[], bool]
     on_change: Callable[[], None]
     on_answered: Callable[[], None]
 
@@ -283,13 +285,15 @@ class WatchedReplica(ThreadReplica):
         n_next: int = 0,
     ) -> None:
         self._note_inferred(batch, report, n_next)
-        is_lone = len(batch) == 1
-        if not is_lone:  # what waits is to begin before many are answered
+        is_awaited = self.is_awaited()  # what waits is to begin before others are answered
+        if is_awaited:
             self._report(report, done)
-        self._beside.finish(batch, outcomes)
-        self.on_answered()
-        if is_lone:
-            self._report(report, done)
+        try:
+            self._beside.finish(batch, outcomes)
+            self.on_answered()
+        finally:
+            if not is_awaited:
+                self._report(report, done)
 
     def open_stream(self, job: Job, channel: Channel[Any] | None, done: Callable[[], None]) -> None:
         """Run a stream, as in any thread replica."""
