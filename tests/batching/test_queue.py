@@ -291,6 +291,7 @@ def test_a_request_cannot_be_put_without_a_place() -> None:
 
 def test_a_request_that_was_admitted_may_be_put_without_a_reserved_place() -> None:
     queue = queue_of([Waiting()])
+    queue.capacity = 2
     queue.reserve()
 
     queue.put(Waiting(), is_reserved=False)
