@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from tests.http.answers import MAX_BYTES, error_of, events_of
 
 from mlserve import InvalidInputError, ModelHandler, ModelServer
-from mlserve.errors import MLServeError, ModelNotFoundError, SchemaViolationError
-from mlserve.http.errors import error_body
+from mlserve.errors import MLServeError, ModelNotFoundError, QueueFullError, SchemaViolationError
+from mlserve.http.errors import error_body, refusal_body
 from mlserve.model import safe_details
 
 PREDICT = "/v1/models/m/predict"
@@ -91,6 +91,16 @@ def test_an_error_is_written_as_the_library_writes_json(
         "retry_after_s": retry_after_s,
         "param": param[:128],
     }
+
+
+@given(st.text(max_size=2000), st.integers(0, 9999), st.none() | st.floats(0, 1e9))
+def test_the_body_of_a_refusal_is_that_of_any_error(
+    model: str, limit: int, retry_after_s: float | None
+) -> None:
+    error = QueueFullError(model, limit)
+    error.retry_after_s = retry_after_s  # type: ignore[assignment]  # as other refusals have it
+
+    assert refusal_body(error, "an-id") == error_body(error, "an-id")
 
 
 @pytest.mark.parametrize("error", [OddError("x"), MuteError()], ids=["its param", "its text"])

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.http.answers import error_of
 from tests.http.waiting import until
+from tests.http.ways import read_answer
 
 from mlserve import Batching, Limits, ModelHandler, ModelServer, ServerSettings
 from mlserve.http.connection import Connection
@@ -206,6 +207,36 @@ def test_a_request_behind_a_body_that_is_still_to_come_belongs_to_that_body(
         second = read_answers(connection, 1)
 
     assert (first, second) == ([b"503"], [b"200"])
+
+
+def test_what_is_shed_is_answered_logged_and_counted_as_what_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    known, other = HEAD + b'\r\n"x"', HEAD + b'Accept: x\r\n\r\n"x"'
+    server = server_with()
+    with crowded(server, known) as client:
+        answers = []
+        for request in (known, other):
+            with connected(client) as connection:
+                connection.sendall(request)
+                answers.append(read_answer(connection))
+        n_refused = server.model_for("m").statistics().refused
+
+    shed, refused = answers
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "mlserve.access"]
+    first, second = [line for line in lines if line["status"] == 503]
+    varying = ("request_id", "total_ms", "bytes_out")
+    assert shed.status == refused.status == 503
+    assert [name for name, _ in shed.headers] == [name for name, _ in refused.headers]
+    assert json.loads(shed.body)["error"].keys() == json.loads(refused.body)["error"].keys()
+    assert json.loads(shed.body)["error"]["request_id"] == shed.id == first["request_id"]
+    assert first["bytes_out"] == len(shed.body)
+    assert list(first) == list(second)
+    assert {k: v for k, v in first.items() if k not in varying} == {
+        k: v for k, v in second.items() if k not in varying
+    }
+    assert n_refused == 2
 
 
 def test_a_connection_is_not_closed_for_a_body_that_came_after_its_refusal() -> None:

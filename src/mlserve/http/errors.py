@@ -39,6 +39,7 @@ __all__ = [
     "handle_error",
     "raw_answer_of",
     "refusal_body",
+    "whole_seconds",
 ]
 
 logger = get_logger(__name__)
@@ -126,7 +127,7 @@ class Failure:
             return self.status, list(headers.items()), b""  # HTTP allows no body there
         body = _as_json(self, request_id)
         if self.retry_after_s is not None:
-            headers.setdefault(b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s)))
+            headers.setdefault(b"retry-after", b"%d" % whole_seconds(self.retry_after_s))
         if self.status == 401:
             headers.setdefault(b"www-authenticate", b"Bearer")
         if self.status in _CLOSING:
@@ -141,6 +142,11 @@ class Failure:
         response = Response(body, status)
         response.raw_headers = headers
         return response
+
+
+def whole_seconds(retry_after_s: float) -> int:
+    """Say in whole seconds, at least one, when to come back: `Retry-After` takes no others."""
+    return max(1, math.ceil(retry_after_s))
 
 
 ErrorShape = Callable[[Failure], Failure]

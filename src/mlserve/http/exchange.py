@@ -30,7 +30,16 @@ from mlserve.observability.metrics import model_metrics
 from mlserve.observability.tracing import current_span, hide_query, trace_request
 from mlserve.settings import ServerSettings
 
-__all__ = ["EXCHANGE", "REQUEST_ID", "Exchange", "headers_of", "new_request_id", "request_id_of"]
+__all__ = [
+    "EXCHANGE",
+    "NOTHING",
+    "NO_TIMES",
+    "REQUEST_ID",
+    "Exchange",
+    "headers_of",
+    "new_request_id",
+    "request_id_of",
+]
 
 logger = get_logger(__name__)
 
@@ -38,13 +47,15 @@ EXCHANGE = "mlserve.exchange"
 """Where the scope holds the exchange of a model's route."""
 REQUEST_ID = "mlserve.request_id"
 """Where the scope holds the request id, on every route."""
+NO_TIMES = StageTimes()
+"""The times of a request that came to no stage."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""What hooks have noted for it."""
 _HEADERS = "mlserve.headers"
 
 _MAX_REQUEST_ID = 128
 _process = os.urandom(6).hex()
 _numbers = itertools.count(1)
-_NO_TIMES = StageTimes()
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _LEFT = 499  # as nginx has it: the client has left before there was an answer
 _NOT_REACHED = (401, 403, 405, 429, 499, 503)
 _LONGEST_KEPT = 2**20
@@ -245,7 +256,7 @@ class Exchange:
     def _annotations(self) -> Mapping[str, Any]:
         """Give what hooks have noted; of a request that is several, the tokens of all."""
         if self.job is None:
-            return _NOTHING
+            return NOTHING
         annotations = self.job.call.annotations
         if len(self.jobs) > 1:
             annotations = annotations | tokens_of_all([job.call.annotations for job in self.jobs])
@@ -260,7 +271,7 @@ class Exchange:
             status=self._status or _LEFT,
             code=self.code or (None if self._status else AbandonedError.code),
             total_s=time.perf_counter() - self._started if took_s is None else took_s,
-            times=job.times if job is not None else _NO_TIMES,
+            times=job.times if job is not None else NO_TIMES,
             annotations=annotations,
             bytes_in=self.bytes_in,
             bytes_out=self._bytes_out,

@@ -5,28 +5,21 @@ Under heavy overload there are many times as many refusals as answers, which the
 sent, logged and counted is what every other refusal is; nothing is made that it does not need.
 """
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from mlserve.errors import CapacityError
 from mlserve.http.connection import Connection
 from mlserve.http.endings import Endings
-from mlserve.http.errors import refusal_body
-from mlserve.http.exchange import new_request_id
+from mlserve.http.errors import refusal_body, whole_seconds
+from mlserve.http.exchange import NO_TIMES, NOTHING, new_request_id
 from mlserve.http.route import ModelRoute
-from mlserve.job import StageTimes
 from mlserve.observability.access_log import InferenceLine, Noted, inference_line
 from mlserve.observability.metrics import ModelMetrics, model_metrics
 
 __all__ = ["Shedding"]
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-_NO_TIMES = StageTimes()
 
 
 class Shedding:
@@ -44,12 +37,21 @@ class Shedding:
         self._begin = b""
 
     def shed(self, route: ModelRoute, connection: Connection, error: CapacityError) -> None:
-        """Answer a request whose body is here and whose head named no id."""
+        """
+        Answer a request whose body is here and whose head named no id.
+
+        Args:
+            route: The route that it is for; nothing is added to its answers.
+            connection: Where it came from, and where the answer goes.
+            error: Why it is refused.
+        """
         started = time.perf_counter()
         request_id = new_request_id()
         body = refusal_body(error, request_id)
         retry_after_s = error.retry_after_s
-        retry = b"" if retry_after_s is None else b"retry-after: %d\r\n" % _seconds(retry_after_s)
+        retry = (
+            b"" if retry_after_s is None else b"retry-after: %d\r\n" % whole_seconds(retry_after_s)
+        )
         connection.send_whole(
             b"%b%bcontent-length: %d\r\ncontent-type: application/json\r\n%b: %b\r\n\r\n%b"
             % (
@@ -87,8 +89,8 @@ class Shedding:
             status=error.status,
             code=error.code,
             total_s=0.0,
-            times=_NO_TIMES,
-            annotations=_NOTHING,
+            times=NO_TIMES,
+            annotations=NOTHING,
         )
         self._blanks[route.model, route.version, error.code] = line
         return line
@@ -112,9 +114,5 @@ class _Shed:
         return self._line["request_id"]
 
     def settle(self) -> Sequence[Noted]:
-        self._metrics.note_request(self._line, _NOTHING)
-        return ((self._line, _NOTHING),) if self._route.settings.access_log else ()
-
-
-def _seconds(retry_after_s: float) -> int:
-    return max(1, math.ceil(retry_after_s))
+        self._metrics.note_request(self._line, NOTHING)
+        return ((self._line, NOTHING),) if self._route.settings.access_log else ()
