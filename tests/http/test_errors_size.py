@@ -98,7 +98,7 @@ def test_the_body_of_a_refusal_is_that_of_any_error(
     model: str, limit: int, retry_after_s: float | None
 ) -> None:
     error = QueueFullError(model, limit)
-    error.retry_after_s = retry_after_s  # type: ignore[assignment]  # as other refusals have it
+    error.retry_after_s = retry_after_s
 
     assert refusal_body(error, "an-id") == error_body(error, "an-id")
 
